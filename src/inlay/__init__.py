@@ -1,0 +1,92 @@
+"""inlay sets precise pieces of new behaviour into a frozen language model and tells you what they do.
+
+`import inlay` loads neither torch nor transformers: each public name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from inlay import errors
+from inlay._version import __version__
+
+if TYPE_CHECKING:
+    from inlay.interventions import (
+        Ablate,
+        Add,
+        Bank,
+        Clamp,
+        Edit,
+        Function,
+        Intervention,
+        Mean,
+        Noise,
+        Project,
+        Replace,
+        Scale,
+        Source,
+        Swap,
+        Zero,
+    )
+    from inlay.model import Activations, Model, Site, Tokens, load, span
+
+_HOMES = {
+    "inlay.model": ("Activations", "Model", "Site", "Tokens", "load", "span"),
+    "inlay.interventions": (
+        "Ablate",
+        "Add",
+        "Bank",
+        "Clamp",
+        "Edit",
+        "Function",
+        "Intervention",
+        "Mean",
+        "Noise",
+        "Project",
+        "Replace",
+        "Scale",
+        "Source",
+        "Swap",
+        "Zero",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Ablate",
+    "Activations",
+    "Add",
+    "Bank",
+    "Clamp",
+    "Edit",
+    "Function",
+    "Intervention",
+    "Mean",
+    "Model",
+    "Noise",
+    "Project",
+    "Replace",
+    "Scale",
+    "Site",
+    "Source",
+    "Swap",
+    "Tokens",
+    "Zero",
+    "__version__",
+    "errors",
+    "load",
+    "span",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'inlay' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

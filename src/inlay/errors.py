@@ -1,0 +1,43 @@
+"""Every error that inlay raises on purpose. Each message names the offending value and the remedy."""
+
+from __future__ import annotations
+
+
+class InlayError(Exception):
+    """Base class: `except inlay.errors.InlayError` catches whatever inlay raises on purpose."""
+
+
+class ModelError(InlayError):
+    """The model cannot be used: unknown structure, no tokenizer, or a call that it does not support."""
+
+
+class SiteError(InlayError):
+    """A Site is misspelled, does not exist in this model, or has another width than an edit expects."""
+
+
+class TokensError(InlayError):
+    """A Tokens spec is misspelled, lies outside a row, or does not match its source."""
+
+
+class EditError(InlayError):
+    """An Edit is not well formed, or was set and never reached by any forward."""
+
+
+class InputError(InlayError):
+    """The prompts are unusable: none, an empty one, or one longer than the model's context."""
+
+
+class TemplateError(InputError):
+    """A chat was given, and the tokenizer has no usable chat template for it."""
+
+
+class FolderError(InlayError):
+    """A folder on disk is not what it should be: missing, truncated, of another model or another format."""
+
+
+class ResumeError(FolderError):
+    """A job was resumed in a folder that another configuration wrote."""
+
+
+class ExtraError(InlayError, ImportError):
+    """A feature needs an optional dependency. The message says which extra installs it."""

@@ -1,0 +1,172 @@
+"""What every intervention is: a module h -> h' whose arithmetic is one pure function of h, its state and a call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from inlay.errors import EditError, SiteError
+from inlay.interventions import families
+from inlay.model.call import Call, State
+
+Dims = Sequence[int] | slice | Tensor | None
+
+
+class Intervention(nn.Module):
+    """h -> h' on a Site's tensor h [rows, tokens, width].
+
+    Subclass it with the state as parameters and buffers and the arithmetic in `transform`; registered under `kind`,
+    it can be stacked into a `Bank`, saved in an Edit folder and loaded from one. `transform` must be pure: it keeps
+    nothing between calls, writes nothing in place, and takes its tensors from `state`, never from `self`.
+
+    Attributes:
+        kind: the name under which Edit folders store it.
+        needs: which of `source`, `input`, `positions` its `transform` takes from the call.
+        neutral: for each tensor of the state the value that leaves h as it is, used as row 0 of a Bank; a kind without
+            one is masked out instead.
+        banked: whether it is a Bank.
+    """
+
+    kind: ClassVar[str] = ""
+    needs: frozenset[str] = frozenset()
+    neutral: ClassVar[Mapping[str, float] | None] = None
+    banked: bool = False
+
+    kinds: ClassVar[dict[str, type[Intervention]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.kind:
+            Intervention.kinds[cls.kind] = cls
+
+    def transform(self, h: Tensor, state: State, call: Call) -> Tensor:
+        """The new state, of h's shape; h is left as it is.
+
+        Args:
+            h: [rows, tokens, width].
+            state: what `state()` gave, or one row of a bank for each row of h (vectors then are [rows, 1, d], matrices
+                [rows, d, r], scalars [rows, 1, 1]).
+            call: strength, source, module input and positions.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define transform(h, state, call)")
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that `transform` takes, by name."""
+        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments that are not tensors of the state, as JSON values."""
+        return {}
+
+    @classmethod
+    def rebuild(cls, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Intervention:
+        """The intervention that had this state and this config.
+
+        Raises:
+            EditError: the state does not fit the kind.
+        """
+        return cls(**state, **config)
+
+    def sources(self) -> tuple[Any, ...]:
+        """The Sources whose activations it takes."""
+        source = getattr(self, "source", None)
+        return () if source is None else (source,)
+
+    def reduce(self, values: Tensor, real: Tensor | None) -> Tensor | None:
+        """A constant [1, 1, width] made of the source's values; `None`: they are paired with h token by token."""
+        return None
+
+    def check(self, width: int, site: str) -> None:
+        """Raise where a vector's width is not the Site's.
+
+        Args:
+            width: the Site's width; -1 where it grows with the sequence, 0 where it is not known.
+            site: the Site, for the message.
+
+        Raises:
+            SiteError: the widths differ, or a dimension is out of range.
+        """
+        if width <= 0:
+            return
+        have = self.width()
+        if have is not None and have != width:
+            raise SiteError(f"{type(self).__name__} has width {have}, and {site} has width {width}")
+        dims = getattr(self, "dims", None)
+        if isinstance(dims, Tensor) and dims.numel() and int(dims.max()) >= width:
+            raise SiteError(
+                f"{type(self).__name__}: dimension {int(dims.max())} is out of range at {site}, of width {width}"
+            )
+
+    def width(self) -> int | None:
+        """The width it is made for; `None` where it fits every width."""
+        return None
+
+    def forward(self, h: Tensor, call: Call | None = None) -> Tensor:
+        """`transform` with the module's own state: what an Edit does to a Site's tensor, usable on any tensor."""
+        return self.transform(h, self.state(), call or Call())
+
+
+def vector(values: Any, name: str) -> Tensor:
+    """A finite floating-point vector [d] from a tensor, array or list; a trainable parameter stays one.
+
+    Raises:
+        EditError: it is not one-dimensional, empty, or holds NaN or infinity.
+    """
+    tensor = values if isinstance(values, Tensor) else torch.as_tensor(values)
+    if tensor.ndim != 1 or not tensor.numel():
+        raise EditError(f"{name} is one vector [width], not a tensor of shape {list(tensor.shape)}")
+    if not tensor.is_floating_point():
+        tensor = tensor.float()
+    bad = int((~torch.isfinite(tensor.detach())).sum())
+    if bad:
+        raise EditError(f"{name} holds {bad} value(s) that are NaN or infinite; check where it came from")
+    return tensor
+
+
+def unit(values: Any, name: str) -> Tensor:
+    """`vector`, scaled to length 1 in float32.
+
+    Raises:
+        EditError: as `vector`, or its length is 0.
+    """
+    direction = vector(values, name).float()
+    length = float(torch.linalg.vector_norm(direction.detach()))
+    if length == 0:
+        raise EditError(f"{name} has length 0 and so no direction")
+    return direction / length
+
+
+def dimensions(dims: Dims) -> Tensor | None:
+    """Dimensions of a Site's width as int64 [n], from a list, a closed slice or a bool mask [width].
+
+    Raises:
+        EditError: it is empty, holds a negative index, or is a slice without an end.
+    """
+    if dims is None:
+        return None
+    if isinstance(dims, slice):
+        if dims.stop is None or dims.stop < 0 or (dims.start or 0) < 0:
+            raise EditError(f"dims={dims}: give a slice with a start and an end from 0, such as slice(0, 8)")
+        dims = list(range(dims.stop))[dims]
+    index = torch.as_tensor(dims)
+    if index.dtype == torch.bool:
+        index = index.nonzero().flatten()
+    if index.ndim != 1 or not index.numel() or index.is_floating_point() or int(index.min()) < 0:
+        raise EditError(f"dims is a list of dimensions from 0, a slice or a bool mask [width], not {dims!r}")
+    return index.long()
+
+
+def keep(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Register a tensor: a parameter as it is, so that it stays trainable and shared, anything else as a buffer."""
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(name, tensor)
+    else:
+        module.register_buffer(name, tensor.detach().clone())
+
+
+def at_dims(h: Tensor, new: Tensor, state: State) -> Tensor:
+    """`new` at the state's `dims`, where it has any, and h elsewhere."""
+    return families.within(h, new, state["dims"]) if "dims" in state else new

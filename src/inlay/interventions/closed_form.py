@@ -1,0 +1,250 @@
+"""The closed-form interventions that need no other run: a vector, a direction, a subspace or a number decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from inlay.errors import EditError
+from inlay.interventions import families
+from inlay.interventions.base import Dims, Intervention, at_dims, dimensions, keep, unit, vector
+from inlay.model.call import Call, State
+
+
+class Add(Intervention):
+    """h + s v: steering by a vector (activation addition).
+
+    Args:
+        vector: v, float [width]; an `nn.Parameter` stays trainable.
+    """
+
+    kind = "add"
+    neutral: ClassVar[Mapping[str, float] | None] = {"vector": 0.0}
+
+    def __init__(self, vector: Any) -> None:
+        super().__init__()
+        keep(self, "vector", _vector(vector, "Add(vector)"))
+
+    def width(self) -> int:
+        """The length of v."""
+        return int(self.state()["vector"].shape[-1])
+
+    def transform(self, h: Tensor, state: State, call: Call) -> Tensor:
+        """See `families.add`."""
+        return families.add(h, state["vector"], call.strength)
+
+
+class Clamp(Intervention):
+    """Bring the component along a direction into [low, high]; with `low` alone, set it to that.
+
+    h + (clip(h.u, low, high) - h.u) u, where u is the direction scaled to length 1.
+
+    Args:
+        direction: float [width], any length but 0.
+        low: the least component, in units of the Site's own activations.
+        high: the greatest one; `low` where it is not given.
+
+    Raises:
+        EditError: `low` is greater than `high`.
+    """
+
+    kind = "clamp"
+
+    def __init__(self, direction: Any, low: float, high: float | None = None) -> None:
+        super().__init__()
+        high = low if high is None else high
+        if not low <= high:
+            raise EditError(f"Clamp(low={low}, high={high}): low must not be above high")
+        keep(self, "direction", unit(direction, "Clamp(direction)"))
+        keep(self, "low", torch.tensor(float(low)))
+        keep(self, "high", torch.tensor(float(high)))
+
+    def width(self) -> int:
+        """The length of the direction's vector."""
+        return int(self.state()["direction"].shape[-1])
+
+    @classmethod
+    def rebuild(cls, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Intervention:
+        """From its stored state."""
+        return cls(state["direction"], float(state["low"]), float(state["high"]))
+
+    def transform(self, h: Tensor, state: State, call: Call) -> Tensor:
+        """See `families.clamp`."""
+        return families.clamp(h, state["direction"], state["low"], state["high"], call.strength)
+
+
+class Ablate(Intervention):
+    """Remove the component along a direction: h - (h.u) u (directional ablation).
+
+    Args:
+        direction: float [width], any length but 0.
+    """
+
+    kind = "ablate"
+
+    def __init__(self, direction: Any) -> None:
+        super().__init__()
+        keep(self, "direction", unit(direction, "Ablate(direction)"))
+
+    def width(self) -> int:
+        """The length of the direction's vector."""
+        return int(self.state()["direction"].shape[-1])
+
+    def transform(self, h: Tensor, state: State, call: Call) -> Tensor:
+        """See `families.project`, with one column."""
+        direction = state["direction"]
+        column = direction[:, None] if direction.ndim == 1 else direction.transpose(-1, -2)
+        return families.project(h, column, False, call.strength)
+
+
+class Project(Intervention):
+    """Remove a subspace, h - (h V) V^T, or keep nothing else, (h V) V^T.
+
+    Args:
+        basis: float [width, r]: the subspace's span, in any basis; it is orthonormalised once.
+        keep: keep the subspace instead of removing it.
+
+    Raises:
+        EditError: the columns are not independent, or not finite.
+    """
+
+    kind = "project"
+
+    def __init__(self, basis: Tensor, keep: bool = False) -> None:
+        super().__init__()
+        if basis.ndim != 2 or basis.shape[1] > basis.shape[0]:
+            raise EditError(f"Project(basis) is [width, r] with r <= width, not {list(basis.shape)}")
+        if not torch.isfinite(basis).all():
+            raise EditError("Project(basis) holds values that are NaN or infinite")
+        columns, upper = torch.linalg.qr(basis.detach().double())
+        if bool((upper.diagonal().abs() < 1e-10 * upper.abs().max()).any()):
+            raise EditError("Project(basis): the columns are not independent; give a basis of the subspace")
+        self.register_buffer("basis", columns.to(torch.float32))
+        self.keep = keep
+
+    def width(self) -> int:
+        """The number of the basis' rows."""
+        return int(self.state()["basis"].shape[-2])
+
+    def config(self) -> dict[str, Any]:
+        """Whether the subspace is kept."""
+        return {"keep": self.keep}
+
+    @classmethod
+    def rebuild(cls, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Intervention:
+        """From its stored, orthonormal basis, bit for bit."""
+        made = cls(state["basis"], **config)
+        made.basis = state["basis"].clone()
+        return made
+
+    def transform(self, h: Tensor, state: State, call: Call) -> Tensor:
+        """See `families.project`."""
+        return families.project(h, state["basis"], self.keep, call.strength)
+
+
+class Replace(Intervention):
+    """Set a constant vector.
+
+    Args:
+        vector: float [width].
+        dims: which dimensions, as a list, a closed slice or a bool mask [width]; all of them by default.
+    """
+
+    kind = "replace"
+
+    def __init__(self, vector: Any, dims: Dims = None) -> None:
+        super().__init__()
+        keep(self, "vector", _vector(vector, "Replace(vector)"))
+        self.register_buffer("dims", dimensions(dims))
+
+    def width(self) -> int:
+        """The length of the vector."""
+        return int(self.state()["vector"].shape[-1])
+
+    def transform(self, h: Tensor, state: State, call: Call) -> Tensor:
+        """See `families.replace`."""
+        return at_dims(h, families.replace(h, state["vector"], call.strength), state)
+
+
+class Zero(Intervention):
+    """Set to zero (zero ablation).
+
+    Args:
+        dims: which dimensions; all of them by default.
+    """
+
+    kind = "zero"
+
+    def __init__(self, dims: Dims = None) -> None:
+        super().__init__()
+        self.register_buffer("dims", dimensions(dims))
+
+    def transform(self, h: Tensor, state: State, call: Call) -> Tensor:
+        """Zeros, blended in by the strength."""
+        return at_dims(h, families.blend(h, torch.zeros_like(h), call.strength), state)
+
+
+class Scale(Intervention):
+    """Multiply by a number.
+
+    Args:
+        factor: c in c h.
+        dims: which dimensions; all of them by default.
+    """
+
+    kind = "scale"
+
+    def __init__(self, factor: float | Tensor, dims: Dims = None) -> None:
+        super().__init__()
+        number = factor if isinstance(factor, Tensor) else torch.tensor(float(factor))
+        if number.ndim or not torch.isfinite(number.detach()):
+            raise EditError(f"Scale(factor) is one finite number, not {factor!r}")
+        keep(self, "factor", number)
+        self.register_buffer("dims", dimensions(dims))
+
+    def transform(self, h: Tensor, state: State, call: Call) -> Tensor:
+        """See `families.scale`."""
+        return at_dims(h, families.scale(h, state["factor"], call.strength), state)
+
+
+class Noise(Intervention):
+    """h + s std eps with eps ~ N(0, 1), drawn for (seed, position, dimension).
+
+    The same seed gives the same noise: in every call, alone or in a batch, padded or not, cached or not. Rows of a
+    batch get different noise through a `Bank` of Noises with different seeds.
+
+    Args:
+        std: the standard deviation, in units of the Site's own activations.
+        seed: any int64.
+        dims: which dimensions; all of them by default.
+    """
+
+    kind = "noise"
+    needs = frozenset({"positions"})
+
+    def __init__(self, std: float, seed: int = 0, dims: Dims = None) -> None:
+        super().__init__()
+        if not (std >= 0 and std < float("inf")):
+            raise EditError(f"Noise(std={std}): the standard deviation is a finite number from 0")
+        keep(self, "std", torch.tensor(float(std)))
+        keep(self, "seed", torch.tensor(int(seed)))
+        self.register_buffer("dims", dimensions(dims))
+
+    @classmethod
+    def rebuild(cls, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Intervention:
+        """From its stored state."""
+        return cls(float(state["std"]), int(state["seed"]), state.get("dims"))
+
+    def transform(self, h: Tensor, state: State, call: Call) -> Tensor:
+        """See `families.normal`."""
+        positions = call.positions
+        if positions is None:
+            positions = torch.arange(h.shape[-2], device=h.device)[None]
+        eps = families.normal(state["seed"], positions, h.shape[-1], h.device)
+        return at_dims(h, families.add(h, eps * state["std"].to(h.device), call.strength), state)
+
+
+_vector = vector

@@ -1,0 +1,147 @@
+"""Edit: Site x Tokens x Intervention, and sums of these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from inlay.errors import EditError
+from inlay.interventions.base import Intervention
+from inlay.interventions.function import Function
+from inlay.model.sites import Site
+from inlay.model.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Part:
+    """One Site x Tokens x Intervention.
+
+    Attributes:
+        site: where; `"resid_post.*"` is every layer with the same intervention.
+        tokens: which positions.
+        intervention: what happens there.
+        strength: a factor on the change, `None` for 1.
+    """
+
+    site: Site
+    tokens: Tokens
+    intervention: Intervention
+    strength: float | None = None
+
+    def __str__(self) -> str:
+        strength = "" if self.strength is None else f", strength={self.strength:g}"
+        return f"{type(self.intervention).__name__} at {self.site}, tokens={str(self.tokens)!r}{strength}"
+
+
+class Edit(nn.Module):
+    """Interventions at Sites and Tokens of a frozen model. Edits add up with `+` into one.
+
+    The parts at one Site act in written order; across Sites the forward's own order decides. One intervention object
+    used in several parts is shared: counted, trained and saved once.
+
+    Args:
+        site: a Site, such as `"resid_post.20"`, `"z.5.h3"` or `"resid_post.*"`.
+        intervention: an Intervention, or any module or function h -> h' (wrapped in `Function`).
+        tokens: which positions; see `Tokens`.
+        strength: a factor on the change that the intervention makes, `None` for 1.
+
+    Raises:
+        SiteError, TokensError: a spec is misspelled.
+        EditError: the intervention is not one, or the strength is not finite.
+    """
+
+    def __init__(self, site: str | Site, intervention: Any, tokens: Any = "all", strength: float | None = None) -> None:
+        super().__init__()
+        if strength is not None and not abs(float(strength)) < float("inf"):
+            raise EditError(f"strength={strength}: give a finite number")
+        if isinstance(intervention, Tensor):
+            raise EditError(
+                "an Edit takes an intervention, not a bare tensor: write Add(v) to add it, Replace(v) to set it"
+            )
+        made = intervention if isinstance(intervention, Intervention) else Function(intervention)
+        strength = None if strength is None else float(strength)
+        self._set((Part(Site.parse(site), Tokens.parse(tokens), made, strength),), {})
+
+    def _set(self, parts: tuple[Part, ...], base: dict[str, Any]) -> None:
+        self.parts = parts
+        self.base = base
+        self.interventions = nn.ModuleList(dict.fromkeys(part.intervention for part in parts))
+
+    @classmethod
+    def of(cls, parts: tuple[Part, ...], base: dict[str, Any] | None = None) -> Edit:
+        """An Edit of these parts.
+
+        Raises:
+            EditError: there are none.
+        """
+        if not parts:
+            raise EditError("an Edit without parts changes nothing; leave edit= out instead")
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made._set(tuple(parts), base or {})
+        return made
+
+    def __add__(self, other: Edit) -> Edit:
+        if not isinstance(other, Edit):
+            return NotImplemented
+        return Edit.of(self.parts + other.parts)
+
+    def with_strength(self, strength: float) -> Edit:
+        """The same Edit, sharing its interventions, with every part's strength multiplied by `strength`."""
+        return Edit.of(
+            tuple(replace(p, strength=strength * (1.0 if p.strength is None else p.strength)) for p in self.parts),
+            self.base,
+        )
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        """Not callable: an Edit acts inside a model.
+
+        Raises:
+            EditError: always.
+        """
+        raise EditError(
+            "an Edit acts inside a model: model.forward(prompts, edit=edit), or with model.edited(edit): ..."
+        )
+
+    def save(self, folder: str | Path, model: Any = None) -> Path:
+        """Write it as a folder, `edit.json` and `edit.safetensors`; see `folder.write`."""
+        from inlay.interventions import folder as disk
+
+        return disk.write(self, Path(folder), model)
+
+    def push_to_hub(self, repo_id: str, model: Any = None, **kwargs: Any) -> Any:
+        """Upload the folder that `save` writes to a model repository of the Hugging Face hub.
+
+        Args:
+            repo_id: `"user/name"`.
+            model: the Model it was made for, recorded in the folder.
+            **kwargs: passed on to `HfApi.create_repo` (`private=`, `token=`).
+
+        Returns:
+            The hub's commit.
+        """
+        from inlay.interventions import folder as disk
+
+        return disk.push(self, repo_id, model, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, model: Any = None, **kwargs: Any) -> Edit:
+        """Load a folder that `save` wrote, or a hub repository that `push_to_hub` made.
+
+        Args:
+            name: a folder, or a hub id.
+            model: the Model it will act on; another base model than the stored one then is an error.
+            **kwargs: passed on to `huggingface_hub.snapshot_download` (`revision=`, `token=`).
+
+        Raises:
+            FolderError: not an Edit folder, an unknown kind or format, or made for another base model.
+        """
+        from inlay.interventions import folder as disk
+
+        return disk.read(name, model, **kwargs)
+
+    def __repr__(self) -> str:
+        return "Edit(" + " + ".join(str(part) for part in self.parts) + ")"

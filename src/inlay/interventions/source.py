@@ -1,0 +1,105 @@
+"""Source: another run whose activations an intervention takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inlay.errors import EditError
+from inlay.model.activations import Activations
+from inlay.model.sites import Site
+from inlay.model.tokens import Tokens
+
+
+class Source:
+    """A run to take activations from; it is run lazily, once per call for all Sites that ask for it.
+
+    Args:
+        prompts: prompts as `model.forward` takes them, a stored tensor [rows, k, width], or the `Activations` of an
+            earlier read.
+        tokens: which tokens of the source; those of the Edit that uses it by default.
+        site: which Site of the source; that of the Edit that uses it by default.
+        edit: an Edit under which the source itself runs (serial interchange).
+        grad: whether gradients flow through the source run; it is run without them by default.
+    """
+
+    def __init__(
+        self,
+        prompts: Any,
+        *,
+        tokens: Any = None,
+        site: str | Site | None = None,
+        edit: Any = None,
+        grad: bool = False,
+    ) -> None:
+        self.prompts, self.edit, self.grad = prompts, edit, grad
+        self.tokens = None if tokens is None else Tokens.parse(tokens)
+        self.site = None if site is None else Site.parse(site)
+        if isinstance(prompts, Tensor) and prompts.is_floating_point() and prompts.ndim != 3:
+            raise EditError(
+                f"a stored Source is [rows, k, width], not {list(prompts.shape)}; a constant vector is Replace(v)"
+            )
+        if edit is not None and self.stored:
+            raise EditError("a Source of stored activations is not run again, so no Edit can act on it")
+
+    @property
+    def stored(self) -> bool:
+        """Whether the activations are at hand and no model is run."""
+        return isinstance(self.prompts, Activations) or (
+            isinstance(self.prompts, Tensor) and self.prompts.is_floating_point()
+        )
+
+    def asks(self, site: Site, tokens: Tokens) -> tuple[Site, Tokens]:
+        """What it reads for an Edit at this Site and these tokens."""
+        return self.site or site, self.tokens or tokens
+
+    def activations(self, model: Any, wanted: Sequence[tuple[Site, Tokens]]) -> list[tuple[Tensor, Tensor | None]]:
+        """Values [rows, k, width] and which are real, bool [rows, k], for every (Site, Tokens), from one forward.
+
+        Raises:
+            EditError: stored activations do not hold a Site that is asked for.
+        """
+        if isinstance(self.prompts, Activations):
+            return [self._stored(self.prompts, site) for site, _ in wanted]
+        if self.stored:
+            return [(self.prompts, None)] * len(wanted)
+        with torch.set_grad_enabled(self.grad and torch.is_grad_enabled()):
+            return list(model.take(self.prompts, wanted, edit=self.edit))
+
+    def _stored(self, acts: Activations, site: Site) -> tuple[Tensor, Tensor | None]:
+        if str(site) not in acts:
+            raise EditError(f"the Source's activations hold {', '.join(acts)}, not {site}")
+        values = acts[str(site)]
+        if acts.mask is None and values.ndim == 2:
+            values = values[:, None]
+        return values.flatten(2) if values.ndim > 3 else values, acts.mask
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that rebuilds it.
+
+        Raises:
+            EditError: it holds tensors, an Edit or Tokens that only live in memory.
+        """
+        texts = [self.prompts] if isinstance(self.prompts, str) else self.prompts
+        if not isinstance(texts, (list, tuple)) or self.edit is not None or (self.tokens and not self.tokens.storable):
+            raise EditError(
+                "only a Source of prompts, without an Edit of its own, can be saved; save the activations instead"
+            )
+        return {
+            "prompts": list(texts),
+            "tokens": str(self.tokens) if self.tokens else None,
+            "site": str(self.site) if self.site else None,
+            "grad": self.grad,
+        }
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Source:
+        """What `to_json` gave, back."""
+        return cls(**stored)
+
+    def __repr__(self) -> str:
+        what = "stored activations" if self.stored else f"{self.prompts!r:.60}"
+        return f"Source({what}" + (f", tokens={str(self.tokens)!r}" if self.tokens else "") + ")"

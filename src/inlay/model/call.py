@@ -1,0 +1,100 @@
+"""What the engine and an intervention say to each other. `interventions/` implements it; `model/` only calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from inlay.model.sites import Site
+from inlay.model.tokens import Tokens
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What an intervention may use beside the state h [R, T, width] that it changes.
+
+    Attributes:
+        strength: `None` for 1, a 0-d tensor, or one number a row, [R, 1, 1].
+        source: the paired activations of another run, [R, T, width], for interventions that ask for them.
+        input: the input of the module whose output is edited (its first float tensor), `None` on input Sites.
+        positions: the attended index of every position, int64 [1 or R, T].
+    """
+
+    strength: Tensor | None = None
+    source: Tensor | None = None
+    input: Tensor | None = None
+    positions: Tensor | None = None
+
+
+class SourceLike(Protocol):
+    """A run whose activations an intervention takes."""
+
+    def activations(self, model: Any, wanted: Sequence[tuple[Site, Tokens]]) -> list[tuple[Tensor, Tensor | None]]:
+        """For every (Site, Tokens): values [rows, k, width] and which of them are real, bool [rows, k] or `None`."""
+        ...
+
+
+class Transform(Protocol):
+    """h -> h'. A module whose `transform` is one pure function of h, its state and the call."""
+
+    needs: frozenset[str]
+    banked: bool
+
+    def sources(self) -> tuple[Any, ...]:
+        """The Sources whose activations it takes: none or one."""
+        ...
+
+    def reduce(self, values: Tensor, real: Tensor | None) -> Tensor | None:
+        """A constant [1, 1, width] made of the source's values, or `None` where they are paired token by token."""
+        ...
+
+    def transform(self, h: Tensor, state: State, call: Call) -> Tensor:
+        """The new state, of h's shape, dtype and device; h itself is not written to."""
+        ...
+
+    def state(self) -> State:
+        """The tensors that `transform` takes; of a bank: tables [K + 1, ...] whose row 0 is neutral."""
+        ...
+
+    def check(self, width: int, site: str) -> None:
+        """Raise where the intervention does not fit a Site of this width."""
+        ...
+
+
+class PartLike(Protocol):
+    """One Site x Tokens x Intervention of an Edit."""
+
+    @property
+    def site(self) -> Site:
+        """Where."""
+        ...
+
+    @property
+    def tokens(self) -> Tokens:
+        """At which positions."""
+        ...
+
+    @property
+    def intervention(self) -> Any:
+        """What happens there: a `Transform`."""
+        ...
+
+    @property
+    def strength(self) -> float | None:
+        """A factor on the change, `None` for 1."""
+        ...
+
+
+@runtime_checkable
+class EditLike(Protocol):
+    """An Edit: parts that act in written order."""
+
+    @property
+    def parts(self) -> Sequence[PartLike]:
+        """The parts."""
+        ...

@@ -1,0 +1,448 @@
+"""Find the Sites of a model: name its parts, run two tokens through it, and keep what the run confirms."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inlay.errors import ModelError, SiteError
+from inlay.model import architectures as names
+from inlay.model.places import Place, pick
+from inlay.model.sites import GLOBAL, LAYERED, Site
+
+
+@dataclass
+class SiteMap:
+    """The Sites of one model.
+
+    Attributes:
+        places: Site name to its place in each layer; global Sites are under layer `None`.
+        lacks: Site name to the reason why this model has none.
+        layers: the number of blocks.
+        decoder: path of the module that loops over the blocks; it sees input ids, mask and cache.
+        blocks: path of each block.
+        block_key: which item of a block's output is the hidden state, `None` for a bare tensor.
+        block_items: the length of a block's output tuple, 0 for a bare tensor.
+        family: the model type, for messages.
+    """
+
+    places: dict[str, dict[int | None, Place]] = field(default_factory=dict)
+    lacks: dict[str, str] = field(default_factory=dict)
+    layers: int = 0
+    decoder: str = ""
+    blocks: tuple[str, ...] = ()
+    block_key: int | None = None
+    block_items: int = 0
+    family: str = ""
+
+    def place(self, site: Site) -> Place:
+        """Where a Site of one layer lies.
+
+        Raises:
+            SiteError: the model has no such Site; the message names those it has.
+        """
+        if site.name == "module":
+            raise SiteError(f"{site}: a raw Site is resolved by the engine")
+        found = self.places.get(site.name)
+        if not found:
+            why = f" ({self.lacks[site.name]})" if site.name in self.lacks else ""
+            raise SiteError(f"{self.family} has no Site {site.name!r}{why}. It has: {', '.join(self.places)}")
+        layer = self._layer(site)
+        if layer not in found:
+            have = ", ".join(str(i) for i in found)
+            raise SiteError(
+                f"{site}: layer {layer} of {self.family} has no {site.name!r}; these layers have one: {have}"
+            )
+        return found[layer].of_heads(site.heads, str(site))
+
+    def _layer(self, site: Site) -> int | None:
+        if site.name in GLOBAL:
+            return None
+        assert site.layer is not None
+        if not -self.layers <= site.layer < self.layers:
+            raise SiteError(
+                f"{site}: layer {site.layer} is out of range; {self.family} has layers 0 to {self.layers - 1}"
+            )
+        return site.layer % self.layers
+
+    def expand(self, wanted: str | Site | Sequence[str | Site]) -> list[Site]:
+        """One Site for each layer that is meant, in the order asked for, with layers counted from 0.
+
+        Raises:
+            SiteError: a Site is misspelled or the model has none of it.
+        """
+        if isinstance(wanted, (str, Site)):
+            wanted = [wanted]
+        sites: list[Site] = []
+        for one in map(Site.parse, wanted):
+            if one.every:
+                layers = self.places.get(one.name) or {}
+                if not layers:
+                    self.place(one.at(0))
+                sites += [one.at(layer) for layer in layers if layer is not None]
+            elif one.name in LAYERED:
+                layer = self._layer(one)
+                assert layer is not None
+                sites.append(one.at(layer))
+            else:
+                sites.append(one)
+        if not sites:
+            raise SiteError("no Site was asked for: give at least one, such as 'resid_post.*'")
+        for site in sites:
+            if site.name != "module":
+                self.place(site)
+        return list(dict.fromkeys(sites))
+
+
+@dataclass
+class Seen:
+    """What one module took and gave in the probe run."""
+
+    took: Tensor | None = None
+    took_key: int | str | None = None
+    gave: Tensor | None = None
+    gave_key: int | None = None
+    gave_items: int = 0
+
+
+def discover(base: nn.Module, family: str, config: Any, example: Mapping[str, Any] | Tensor | None = None) -> SiteMap:
+    """The Sites of `base`, confirmed on a run of two tokens in eval mode; modes are as before afterwards.
+
+    Args:
+        base: the causal language model itself (not an adapter around it).
+        family: `config.model_type`, or the class name of a model without a config.
+        config: its text config, or `None`.
+        example: inputs for the run, for models that do not take `input_ids`.
+
+    Raises:
+        ModelError: no list of blocks was found.
+    """
+    path, blocks = _blocks(base, config)
+    decoder = path.rpartition(".")[0]
+    seen = _probe(base, example)
+    found = SiteMap(family=family, layers=len(blocks), decoder=decoder)
+    found.blocks = tuple(f"{path}.{i}" for i in range(len(blocks)))
+    first = seen[found.blocks[0]]
+    found.block_key, found.block_items = first.gave_key, first.gave_items
+    heads = getattr(config, "num_attention_heads", 0) or 0
+    entry = names.FAMILIES.get(family, names.Family())
+    found.lacks.update(entry.lacks)
+    for layer, block in enumerate(blocks):
+        for name, place in _block_sites(found.blocks[layer], block, seen, entry, config, heads, found):
+            found.places.setdefault(name, {})[layer] = place
+    for name, place in _global_sites(base, decoder, seen):
+        found.places[name] = {None: place}
+    order = {name: i for i, name in enumerate(("embed", *LAYERED, "final_norm", "logits"))}
+    found.places = dict(sorted(found.places.items(), key=lambda item: order[item[0]]))
+    for name in (*LAYERED, *GLOBAL):
+        if name not in found.places:
+            found.lacks.setdefault(name, "no part of its blocks plays this role")
+    return found
+
+
+def _blocks(base: nn.Module, config: Any) -> tuple[str, nn.ModuleList]:
+    wanted = getattr(config, "num_hidden_layers", None)
+    lists = [(n, m) for n, m in base.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    exact = [(n, m) for n, m in lists if len(m) == wanted] or lists
+    if not exact:
+        raise ModelError(
+            f"{type(base).__name__} has no nn.ModuleList of blocks; give its map: "
+            "inlay.load(model, sites={'resid_post': 'path.to.block.{layer}:out'})"
+        )
+    return max(exact, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+
+
+def _probe(base: nn.Module, example: Mapping[str, Any] | Tensor | None) -> dict[str, Seen]:
+    seen: dict[str, Seen] = {}
+    handles = []
+
+    def watch(path: str, module: nn.Module) -> None:
+        def before(_: nn.Module, args: Any, kwargs: Any) -> None:
+            one = seen.setdefault(path, Seen())
+            named = [(i, a) for i, a in enumerate(args)] + list(kwargs.items())
+            for key, value in named:
+                if isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= 2:
+                    one.took, one.took_key = value.detach().clone(), key
+                    return
+
+        def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            one = seen.setdefault(path, Seen())
+            if isinstance(output, (tuple, list)):
+                one.gave_items = len(output)
+                one.gave_key = next((i for i, v in enumerate(output) if isinstance(v, Tensor)), None)
+                if one.gave_key is not None:
+                    one.gave = output[one.gave_key].detach().clone()
+            elif isinstance(output, Tensor):
+                one.gave = output.detach().clone()
+
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(after, with_kwargs=True))
+
+    modes = [(m, m.training) for m in base.modules()]
+    try:
+        for path, module in base.named_modules():
+            watch(path, module)
+        for module, _ in modes:
+            module.training = False
+        with torch.no_grad():
+            _run(base, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes:
+            module.training = mode
+    return seen
+
+
+def _run(base: nn.Module, example: Mapping[str, Any] | Tensor | None) -> None:
+    if isinstance(example, Mapping):
+        base(**example)
+        return
+    if example is None:
+        device = next((p.device for p in base.parameters() if p.device.type != "meta"), torch.device("cpu"))
+        example = torch.tensor([[0, 1]], device=device)
+    base(example, use_cache=False) if hasattr(base, "config") else base(example)
+
+
+def child(module: nn.Module, *options: str) -> tuple[str, nn.Module] | None:
+    """The first of the named submodules that exists, with its relative path."""
+    for name in options:
+        here: Any = module
+        for step in name.split("."):
+            here = getattr(here, step, None)
+        if isinstance(here, nn.Module):
+            return name, here
+    return None
+
+
+def _took(path: str, seen: Mapping[str, Seen], **more: Any) -> Place | None:
+    one = seen.get(path)
+    if one is None or one.took is None:
+        return None
+    return Place(path, "in", one.took_key, width=one.took.shape[-1], flat=one.took.ndim == 2, **more)
+
+
+def _gave(path: str, seen: Mapping[str, Seen], **more: Any) -> Place | None:
+    one = seen.get(path)
+    if one is None or one.gave is None:
+        return None
+    return Place(path, "out", one.gave_key, width=one.gave.shape[-1], flat=one.gave.ndim == 2, **more)
+
+
+def _block_sites(
+    path: str,
+    block: nn.Module,
+    seen: Mapping[str, Seen],
+    entry: names.Family,
+    config: Any,
+    heads: int,
+    found: SiteMap,
+) -> Iterator[tuple[str, Place]]:
+    pre, post = _took(path, seen), _gave(path, seen)
+    if pre is None or post is None:
+        raise ModelError(
+            f"block {path} took or gave no hidden state in the probe run; give the model's map: sites={{...}}"
+        )
+    yield "resid_pre", pre
+    yield "resid_post", post
+    attention = next((c for n in names.ATTENTION if (c := child(block, n)) and _took(f"{path}.{c[0]}", seen)), None)
+    if attention:
+        where = f"{path}.{attention[0]}"
+        if place := _took(where, seen):
+            yield "attn_in", place
+        yield from _attention_sites(where, attention[1], seen, entry, config, heads)
+    mlp = next((c for n in names.MLP if (c := child(block, n)) and _took(f"{path}.{c[0]}", seen)), None)
+    yield from _mlp_sites(path, block, mlp, seen)
+    yield from _residual_sites(path, block, attention, mlp, seen, entry, config, found)
+
+
+def _attention_sites(
+    path: str, module: nn.Module, seen: Mapping[str, Seen], entry: names.Family, config: Any, heads: int
+) -> Iterator[tuple[str, Place]]:
+    out = child(module, *names.BEFORE_OUT) or child(module, *names.OUT)
+    z = _took(f"{path}.{out[0]}", seen) if out else None
+    if z:
+        heads = heads if heads and z.width % heads == 0 else 0
+        yield "z", replace(z, heads=heads)
+    size = z.width // heads if z and heads else 0
+    for trio in names.SEPARATE:
+        parts = [_gave(f"{path}.{name}", seen) for name in trio]
+        if all(parts):
+            for name, place in zip("qkv", parts, strict=True):
+                assert place
+                yield (
+                    name,
+                    replace(place, heads=place.width // size if size and place.width % size == 0 else 0),
+                )
+    fused = child(module, *names.FUSED)
+    if fused and heads and (whole := _gave(f"{path}.{fused[0]}", seen)):
+        for name, one in zip("qkv", entry.fused(config, whole.width, heads), strict=True):
+            width = one.heads * (size or whole.width // (3 * heads))
+            yield name, replace(whole, columns=(one.columns,), heads=one.heads, width=width)
+    home = sys.modules.get(type(module).__module__)
+    if hasattr(home, "eager_attention_forward") and hasattr(home, "ALL_ATTENTION_FUNCTIONS"):
+        kv = getattr(config, "num_key_value_heads", None) or heads
+        yield "q_rot", Place(path, "query", headed=True, heads=heads, width=heads * size)
+        yield "k_rot", Place(path, "key", headed=True, heads=kv, width=kv * size)
+        yield "pattern", Place(path, "pattern", headed=True, heads=heads, width=-1)
+    elif entry.dropout and (dropout := child(module, entry.dropout)):
+        yield "pattern", Place(f"{path}.{dropout[0]}", "out", headed=True, heads=heads, width=-1)
+
+
+def _mlp_sites(
+    path: str, block: nn.Module, mlp: tuple[str, nn.Module] | None, seen: Mapping[str, Seen]
+) -> Iterator[tuple[str, Place]]:
+    where, module = (f"{path}.{mlp[0]}", mlp[1]) if mlp else (path, block)
+    entrance = where if mlp else next((f"{path}.{n}" for n in names.UP if child(block, n)), "")
+    if place := _took(entrance, seen):
+        yield "mlp_in", place
+    router = child(module, *names.ROUTER) if mlp else None
+    if router and (place := _gave(f"{where}.{router[0]}", seen)):
+        inside = seen[f"{where}.{router[0]}"].gave_items > 0
+        yield "router", replace(place, side="linear", key=None) if inside else place
+    down = child(module, *names.BEFORE_DOWN) or child(module, *names.DOWN)
+    if down and not router and (place := _took(f"{where}.{down[0]}", seen)):
+        yield "mlp_act", place
+
+
+def _residual_sites(
+    path: str,
+    block: nn.Module,
+    attention: tuple[str, nn.Module] | None,
+    mlp: tuple[str, nn.Module] | None,
+    seen: Mapping[str, Seen],
+    entry: names.Family,
+    config: Any,
+    found: SiteMap,
+) -> Iterator[tuple[str, Place]]:
+    """`attn_out`, `mlp_out` and `resid_mid`: the candidates for which resid_pre + attn_out + mlp_out = resid_post."""
+    scale = float(getattr(block, "residual_multiplier", 1.0))
+    attn_at = _candidates(path, block, attention, names.POST_ATTENTION, names.OUT)
+    mlp_at = _candidates(path, block, mlp, names.POST_MLP, names.DOWN)
+    before, after = seen[path].took, seen[path].gave
+    assert before is not None and after is not None
+    for a in attn_at:
+        for m in mlp_at:
+            pair = _gave(a, seen, scale=scale), _gave(m, seen, scale=scale)
+            if not pair[0] or not pair[1]:
+                continue
+            parts = [scale * _like(before, seen[p].gave) for p in (a, m)]
+            if any(p.shape != before.shape for p in parts) or not _same(before + parts[0] + parts[1], after):
+                continue
+            yield "attn_out", pair[0]
+            yield "mlp_out", replace(pair[1], fragile=entry.overwrites_mlp_out)
+            if not entry.parallel(config):
+                yield from _mid(path, block, mlp, before + parts[0], seen)
+            return
+    if attention and mlp:
+        why = "no pair of outputs adds up to the block's step"
+        found.lacks.update(attn_out=why, mlp_out=why, resid_mid=why)
+
+
+def _candidates(
+    path: str, block: nn.Module, part: tuple[str, nn.Module] | None, norms: Sequence[str], last: Sequence[str]
+) -> list[str]:
+    """Paths whose output may be the part's contribution: the norm behind it, the part, its last projection."""
+    options = [f"{path}.{found[0]}"] if (found := child(block, *norms)) else []
+    if part is None:
+        return [*options, f"{path}.{found[0]}"] if (found := child(block, *last)) else options
+    options.append(f"{path}.{part[0]}")
+    if found := child(part[1], *last):
+        options.append(f"{path}.{part[0]}.{found[0]}")
+    return options
+
+
+def _mid(
+    path: str, block: nn.Module, mlp: tuple[str, nn.Module] | None, middle: Tensor, seen: Mapping[str, Seen]
+) -> Iterator[tuple[str, Place]]:
+    options = [n for n in names.BEFORE_MLP if child(block, n)] + ([mlp[0]] if mlp else [])
+    for name in options:
+        place = _took(f"{path}.{name}", seen)
+        if place and _same(_like(middle, seen[f"{path}.{name}"].took), middle):
+            yield "resid_mid", place
+            return
+
+
+def _like(model: Tensor, other: Tensor | None) -> Tensor:
+    assert other is not None
+    other = other.to(model.device)
+    return other.unflatten(0, (model.shape[0], -1)) if other.ndim == 2 and model.ndim == 3 else other
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    a, b = a.float(), b.float()
+    size = torch.maximum(a.abs().max(), b.abs().max()).item()
+    return bool((a - b).abs().max() <= 16 * torch.finfo(torch.float32).eps * size) or bool(
+        (a - b).abs().max() <= 4 * torch.finfo(torch.bfloat16).eps * size and a.dtype != torch.float32
+    )
+
+
+def _called(base: nn.Module, method: str) -> Any:
+    found: Any = getattr(base, method, None)
+    return found() if callable(found) else None
+
+
+def _global_sites(base: nn.Module, decoder: str, seen: Mapping[str, Seen]) -> Iterator[tuple[str, Place]]:
+    path_of = {id(m): n for n, m in base.named_modules()}
+    embed = _called(base, "get_input_embeddings")
+    if embed is not None and (place := _gave(path_of.get(id(embed), ""), seen)):
+        yield "embed", place
+    parent = base.get_submodule(decoder) if decoder else base
+    norm = child(parent, *names.FINAL_NORM)
+    prefix = f"{decoder}." if decoder else ""
+    if norm and (place := _gave(prefix + norm[0], seen)):
+        yield "final_norm", place
+    head = _called(base, "get_output_embeddings")
+    where = path_of.get(id(head), "") if head is not None else (child(base, *names.HEAD) or ("", None))[0]
+    if where and (place := _gave(where, seen)):
+        yield "logits", place
+
+
+def given_map(base: nn.Module, given: Mapping[str, Any], example: Mapping[str, Any] | Tensor | None) -> SiteMap:
+    """A map written by the user: Site name to `"path.{layer}.sub:out"`, or `("...:in", heads)` for Sites with heads.
+
+    Raises:
+        SiteError: a name is not a Site's, or a path leads to no module that the probe run called.
+    """
+    seen = _probe(base, example)
+    found = SiteMap(family=type(base).__name__)
+    for name, spec in given.items():
+        if name not in LAYERED + GLOBAL:
+            raise SiteError(f"sites={{{name!r}: ...}}: no Site is called so. Names: {', '.join(LAYERED + GLOBAL)}")
+        text, heads = spec if isinstance(spec, tuple) else (spec, 0)
+        template, _, side = text.rpartition(":")
+        if side not in ("in", "out") or ("{layer}" in template) != (name in LAYERED):
+            raise SiteError(
+                f"sites={{{name!r}: {text!r}}}: write 'path.{{layer}}.sub:in' or ':out'; {{layer}} for layered Sites"
+            )
+        read = _took if side == "in" else _gave
+        layers: list[int | None] = [None] if name in GLOBAL else list(range(10_000))
+        for layer in layers:
+            place = read(template.format(layer=layer), seen, heads=heads)
+            if place is None:
+                break
+            found.places.setdefault(name, {})[layer] = place
+        if name not in found.places:
+            raise SiteError(
+                f"sites={{{name!r}: {text!r}}}: the probe run called no module at {template.format(layer=0)!r}"
+            )
+    found.layers = max((len(p) for n, p in found.places.items() if n in LAYERED), default=0)
+    block = next((found.places[n] for n in ("resid_post", "resid_pre") if n in found.places), {})
+    found.blocks = tuple(p.path for p in block.values())
+    if found.blocks:
+        one = seen[found.blocks[0]]
+        found.block_key, found.block_items = one.gave_key, one.gave_items
+    for name in (*LAYERED, *GLOBAL):
+        if name not in found.places:
+            found.lacks[name] = "the given map has none"
+    return found
+
+
+__all__ = ["Seen", "SiteMap", "child", "discover", "given_map", "pick"]

@@ -1,0 +1,450 @@
+"""A run: edits and reads set into a model for the length of a call or a `with`, and lifted without a trace.
+
+Legend: R rows, T tokens of a call, S known slots, W a Site's width.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from inlay.errors import EditError, ModelError, TokensError
+from inlay.model import attention, patch
+from inlay.model.call import Call, PartLike, State
+from inlay.model.discover import SiteMap
+from inlay.model.frame import Frame, Prompt, Selection, Text
+from inlay.model.sites import Site
+from inlay.model.tokens import Tokens
+
+
+class Stop(BaseException):
+    """Leaves a forward once the last wanted Site was read. Never seen outside of a read."""
+
+
+@dataclass(frozen=True)
+class Want:
+    """A Site to read, and at which tokens."""
+
+    site: Site
+    tokens: Tokens
+    before: bool = False
+
+
+@dataclass
+class Taken:
+    """What one call gave at one Site.
+
+    Attributes:
+        values: [R, k, W], the selected positions of every row side by side.
+        real: bool [R, k], which of them exist; `None` for all.
+        whole: the tensor as it lies in the module, kept where a gradient is wanted.
+    """
+
+    values: Tensor
+    real: Tensor | None
+    whole: Tensor | None = None
+
+
+@dataclass
+class Pass:
+    """What is settled once per forward call and shared by all Sites of it."""
+
+    frame: Frame
+    states: list[State]
+    chosen: list[Selection]
+    strength: Tensor | None
+    gathers: dict[int, tuple[Tensor, Tensor] | None] = field(default_factory=dict)
+    kept: dict[int, Tensor] = field(default_factory=dict)
+
+
+class Run:
+    """Edits and reads in force on one model. Enter it with `with`; it acts in the thread that entered it.
+
+    Attributes:
+        touched: how many attended positions each part of the Edit reached so far (`None` inside compiled code).
+        taken: per wanted Site, one `Taken` per forward call.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        sites: SiteMap,
+        parts: Sequence[PartLike] = (),
+        wants: Sequence[Want] = (),
+        *,
+        rows: Tensor | None = None,
+        strength: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+        sources: Mapping[int, tuple[Tensor, Tensor | None]] | None = None,
+        constants: Mapping[int, Tensor] | None = None,
+        text: Text | None = None,
+        stop: bool = False,
+        grads: bool = False,
+        whole: bool = False,
+        start_at: tuple[Site, Tensor] | None = None,
+    ) -> None:
+        from inlay.model.layers import AttentionLayer, plan
+        from inlay.model.resume import skipping
+
+        self.base, self.sites, self.parts, self.wants = base, sites, parts, wants
+        self.rows, self.strength, self.prompt_mask = rows, strength, prompt_mask
+        self.sources, self.constants = sources or {}, constants or {}
+        self.text, self.stop, self.grads, self.whole = text, stop, grads, grads or whole
+        self.here = patch.Here()
+        self.now: Pass | None = None
+        self.last: Pass | None = None
+        self.generation: Prompt | None = None
+        self.replaying = False
+        self.installed = False
+        self.calls = 0
+        self.counts: list[Tensor | int] = [0] * len(parts)
+        self.reached = [False] * len(parts)
+        self.factors = [None if p.strength is None else torch.tensor(float(p.strength)) for p in parts]
+        self.taken: list[list[Taken]] = [[] for _ in wants]
+        self.specs = [part.tokens for part in parts] + [want.tokens for want in wants]
+        self.inside = False
+        self._near: dict[tuple[int, str], tuple[Tensor, int, Tensor]] = {}
+        for index, part in enumerate(parts):
+            self._check_rows(index, part)
+        self.layers = [*(skipping(self, *start_at) if start_at else ()), *plan(self)]
+        self.opens_attention = any(isinstance(layer, AttentionLayer) for _, _, layer in self.layers)
+
+    def _check_rows(self, index: int, part: PartLike) -> None:
+        if part.intervention.banked and self.rows is None:
+            raise EditError(
+                f"part {index} of the Edit ({part.site}) is a Bank: say which row each prompt uses, rows=[...]"
+            )
+
+    # -- lifecycle ---------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        if self.here.on:
+            raise EditError("this run is already in force; make a second one with model.edited(...)")
+        self._install()
+        self.here.on = True
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        self.here.on = False
+        self.last, self.now, self.generation = self.now, None, None
+        self._remove()
+        if kind is None:
+            self._need_touched()
+
+    def _install(self) -> None:
+        done = []
+        try:
+            if self.opens_attention:
+                attention.switch_on(self.base)
+            for module, name, layer in self.layers:
+                patch.put(module, name, layer)
+                done.append((module, name, layer))
+            self.installed = True
+        except BaseException:
+            self._remove(done)
+            raise
+
+    def _remove(self, layers: Sequence[tuple[nn.Module, str, patch.Layer]] | None = None) -> None:
+        self.installed = False
+        for module, name, layer in reversed(self.layers if layers is None else list(layers)):
+            patch.lift(module, name, layer)
+        if self.opens_attention:
+            attention.switch_off(self.base)
+
+    @contextmanager
+    def again(self, now: Pass | None) -> Iterator[None]:
+        """The run as it stood in an earlier forward, for the recomputation of a checkpointed block in backward."""
+        was, install = (self.here.on, self.now, self.replaying), not self.installed
+        if install:
+            self._install()
+        self.here.on, self.now, self.replaying = True, now, True
+        try:
+            yield
+        finally:
+            self.here.on, self.now, self.replaying = was
+            if install:
+                self._remove()
+
+    # -- one forward -------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def parameters(module: nn.Module, method: str = "forward") -> tuple[str, ...]:
+        """The names of a method's parameters, without `self`."""
+        return tuple(inspect.signature(getattr(module, method)).parameters)
+
+    def begin(self, names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Settle what this forward call shares: its positions, the gathered bank rows, the selections."""
+        frame = self._frame(dict(zip(names, args, strict=False)) | dict(kwargs))
+        prompt = frame.prompt
+        if prompt is not self.generation:
+            self.settle(prompt)
+        device = prompt.device
+        rows, strength = self._per_row(self.rows, frame, device), self._per_row(self.strength, frame, device)
+        states = [self._state(part, rows) for part in self.parts]
+        chosen = [frame.select(spec, table) for spec, table in zip(self.specs, prompt.tables, strict=True)]
+        self.now = Pass(frame, states, chosen, strength)
+        if not torch.compiler.is_compiling():
+            self.calls += 1
+            self._count(frame)
+
+    def settle(self, prompt: Prompt) -> None:
+        """Resolve every Tokens spec of the run over a prompt's slots.
+
+        Raises:
+            TokensError: a row lacks a position, or selects another number than its source.
+        """
+        prompt.resolve(self.specs, self.text)
+        self._check_sources(prompt)
+
+    def prompt(
+        self,
+        rows: int,
+        slots: int,
+        device: torch.device,
+        attended: Tensor | None = None,
+        ids: Tensor | None = None,
+    ) -> Prompt:
+        """The known slots of a forward or a generation; what `prompt_mask` does not cover is response."""
+        if attended is not None:
+            attended = _unless_full(attended.to(device))
+        mask = self.prompt_mask
+        if mask is not None:
+            if mask.shape[1] > slots:
+                raise TokensError(f"prompt_mask covers {mask.shape[1]} slots, and there are {slots}")
+            mask = torch.nn.functional.pad(mask.to(device), (0, slots - mask.shape[1]))
+        return Prompt(rows, slots, device, attended, mask, ids)
+
+    def _frame(self, values: Mapping[str, Any]) -> Frame:
+        ids, embeds = values.get("input_ids"), values.get("inputs_embeds")
+        first = embeds if embeds is not None else ids
+        if first is None:
+            first = next((v for v in values.values() if isinstance(v, Tensor)), None)
+        if first is None:
+            raise ModelError("the forward got no tensor that inlay could count tokens in")
+        rows, length = first.shape[:2]
+        cache = values.get("cache")
+        cache = cache if cache is not None else values.get("past_key_values")
+        start = cache.get_seq_length() if cache is not None else 0
+        if self.generation is not None:
+            return Frame(self.generation, rows, length, start)
+        if isinstance(start, Tensor):
+            start = int(start)
+        slots, mask = start + length, values.get("attention_mask")
+        given = isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == slots
+        prompt = self.prompt(rows, slots, first.device, mask if given else None, None if start else ids)
+        return Frame(prompt, rows, length, start)
+
+    def _per_row(self, value: Tensor | None, frame: Frame, device: torch.device) -> Tensor | None:
+        if value is None or value.ndim == 0:
+            return value
+        if value.shape[0] != frame.prompt.rows and frame.rows % value.shape[0]:
+            raise EditError(f"rows= or strength= names {value.shape[0]} rows, and the batch has {frame.prompt.rows}")
+        value = value.to(device)
+        times = frame.rows // value.shape[0]
+        return value if times == 1 else value.repeat_interleave(times, 0)
+
+    def _state(self, part: PartLike, rows: Tensor | None) -> State:
+        state = part.intervention.state()
+        if not part.intervention.banked:
+            return dict(state)
+        assert rows is not None
+        gathered = {"rows": rows}
+        for name, table in state.items():
+            mine = table.index_select(0, rows.to(table.device))
+            gathered[name] = mine.reshape(mine.shape[0], *[1] * max(0, 3 - mine.ndim), *mine.shape[1:])
+        return gathered
+
+    def _count(self, frame: Frame) -> None:
+        if self.replaying:
+            return
+        for index in range(len(self.parts)):
+            chosen = self.current.chosen[index]
+            if chosen.empty:
+                continue
+            if chosen.mask is None:
+                here = frame.attended()
+                self.counts[index] = self.counts[index] + (frame.rows * frame.length if here is None else here.sum())
+            else:
+                times = frame.rows // chosen.mask.shape[0]
+                self.counts[index] = self.counts[index] + chosen.mask.sum() * times
+
+    def _check_sources(self, prompt: Prompt) -> None:
+        for index, (values, real) in self.sources.items():
+            spec, table = self.specs[index], prompt.tables[index]
+            if spec.tail or torch.compiler.is_compiling():
+                continue
+            mine = prompt.part("all" if spec.everything else "prompt") if table is None else table
+            have = mine.sum(1)
+            given = torch.full_like(have, values.shape[1]) if real is None else real.sum(1).to(have.device)
+            if given.shape[0] not in (1, have.shape[0]):
+                raise TokensError(
+                    f"{self.parts[index].site}: the source has {given.shape[0]} rows, the batch {have.shape[0]}"
+                )
+            wrong = (have != given).nonzero().flatten()
+            if len(wrong):
+                row = int(wrong[0])
+                raise TokensError(
+                    f"{self.parts[index].site}: row {row} selects {int(have[row])} positions (tokens={str(spec)!r}), "
+                    f"its source {int(given.expand_as(have)[row])}"
+                )
+
+    @property
+    def touched(self) -> list[int] | None:
+        """Attended positions that each part changed so far; `None` when every forward ran inside compiled code."""
+        if not self.calls:
+            return None
+        return [int(n) if reached else 0 for n, reached in zip(self.counts, self.reached, strict=True)]
+
+    def _need_touched(self) -> None:
+        for index, count in enumerate(self.touched or []):
+            if count:
+                continue
+            part, spec = self.parts[index], str(self.parts[index].tokens)
+            why = "its module did not run" if int(self.counts[index]) else "no position was selected"
+            raise EditError(
+                f"part {index} of the Edit ({part.site}, tokens={spec!r}) changed nothing in {self.calls} forward "
+                f"call(s): {why}. Decoding feeds the first new token only in its second call; text without a marked "
+                "response is all prompt"
+            )
+
+    # -- one Site ----------------------------------------------------------------------------------------------------
+
+    def write(
+        self,
+        index: int,
+        h: Tensor,
+        given: Tensor | None = None,
+        selection: Selection | None = None,
+        frame: Frame | None = None,
+    ) -> Tensor:
+        """Part `index` applied to a Site's tensor h [R, T, W]; `given` is the module's input.
+
+        `selection` and `frame` replace the pass's own where h does not cover the call's positions (cached keys).
+        """
+        now = self.current
+        frame = frame or now.frame
+        chosen = selection if selection is not None else now.chosen[index]
+        if chosen.empty:
+            return h
+        part = self.parts[index]
+        needs = part.intervention.needs
+        source = mask = None
+        if index in self.constants:
+            source = self.constants[index]
+        elif index in self.sources:
+            source, mask = self._source(index, h, frame)
+        call = Call(
+            strength=_scaled(now.strength, self.factors[index], h),
+            source=source,
+            input=given if "input" in needs else None,
+            positions=frame.positions() if "positions" in needs else None,
+        )
+        if not torch.compiler.is_compiling():
+            self.reached[index] = True
+        new = part.intervention.transform(h, self._beside(index, now.states[index], h.device), call)
+        if new.shape != h.shape:
+            raise EditError(f"{part.site}: the intervention returned {list(new.shape)} for {list(h.shape)}")
+        new = new.to(h.dtype)
+        if chosen.mask is not None:
+            mask = chosen.mask if mask is None else mask & chosen.mask
+        return new if mask is None else torch.where(mask.to(h.device)[..., None], new, h)
+
+    def _source(self, index: int, h: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+        """The source's values paired with h, [R, T, W], and where there is one to pair, bool [R, T]."""
+        values, real = self.sources[index]
+        rank = frame.order(self.specs[index], frame.prompt.tables[index])
+        count: Tensor | int = values.shape[1] if real is None else _spread(real.sum(1, keepdim=True), h.shape[0])
+        inside = rank < (count.to(rank.device) if isinstance(count, Tensor) else count)
+        values = _spread(values, h.shape[0]).to(h.device, h.dtype)
+        place = rank.clamp(max=values.shape[1] - 1).to(h.device).expand(h.shape[0], -1)
+        return values.gather(1, place[..., None].expand(-1, -1, h.shape[-1])), inside
+
+    def _beside(self, index: int, state: State, device: torch.device) -> State:
+        """The state on the Site's device; fixed tensors are copied there once, not once a step."""
+        if all(t.device == device for t in state.values()):
+            return state
+        moved: dict[str, Tensor] = {}
+        for name, tensor in state.items():
+            if tensor.requires_grad or torch.compiler.is_compiling() or name == "rows":
+                moved[name] = tensor.to(device)
+                continue
+            known = self._near.get((index, name))
+            if known is None or known[0] is not tensor or known[1] != tensor._version:
+                known = self._near[index, name] = (tensor, tensor._version, tensor.to(device))
+            moved[name] = known[2]
+        return moved
+
+    def read(self, index: int, h: Tensor, whole: Tensor, fragile: bool = False) -> None:
+        """Keep what want `index` asks for of a Site's tensor h [R, T, W]."""
+        if self.replaying:
+            return
+        where = self._gather(index, h, self.current)
+        values = self.gathered(index, h, self.current)
+        if fragile and values is h:
+            values = h.clone()
+        real = None if where is None else where[1]
+        self.taken[index].append(Taken(values, real, whole if self.whole else None))
+        if self.stop and all(self.taken):
+            raise Stop
+
+    def gathered(self, index: int, h: Tensor, now: Pass) -> Tensor:
+        """The positions of h [R, T, W] that want `index` asks for, side by side, [R, k, W]."""
+        where = self._gather(index, h, now)
+        if where is None:
+            return h
+        return h.gather(1, where[0].to(h.device)[..., None].expand(-1, -1, h.shape[-1]))
+
+    def _gather(self, index: int, h: Tensor, now: Pass) -> tuple[Tensor, Tensor] | None:
+        """Positions [R, k] of the wanted tokens, in order, and which are real; `None` where that is every position."""
+        spec = len(self.parts) + index
+        if spec not in now.gathers:
+            chosen = now.chosen[spec]
+            mask = now.frame.attended() if self.specs[spec].everything else chosen.mask
+            if chosen.empty:
+                mask = torch.zeros(h.shape[0], h.shape[1], dtype=torch.bool, device=h.device)
+            now.gathers[spec] = None if mask is None else _positions(mask.expand(h.shape[0], -1))
+        return now.gathers[spec]
+
+    @property
+    def current(self) -> Pass:
+        """The pass of the forward that is running."""
+        if self.now is None:
+            raise ModelError("a module of the model ran outside of the model's forward while an edit was in force")
+        return self.now
+
+
+def _spread(values: Tensor, rows: int) -> Tensor:
+    """Values of some rows, [r, ...], for the R rows of a batch: one for all, or each for its own share."""
+    if values.shape[0] == 1:
+        return values.expand(rows, *values.shape[1:])
+    return values if values.shape[0] == rows else values.repeat_interleave(rows // values.shape[0], 0)
+
+
+def _positions(mask: Tensor) -> tuple[Tensor, Tensor]:
+    most = int(mask.sum(1).max())
+    where = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+    return where, mask.gather(1, where)
+
+
+def _scaled(call: Tensor | None, part: Tensor | None, h: Tensor) -> Tensor | None:
+    """The call's strength times the part's own, in h's dtype: `None`, 0-d or [R, 1, 1]."""
+    if call is None and part is None:
+        return None
+    total = part if call is None else call if part is None else call * part.to(call.device)
+    assert total is not None
+    total = total.to(h.device)
+    return total.reshape(-1, 1, 1) if total.ndim else total
+
+
+def _unless_full(mask: Tensor) -> Tensor | None:
+    """The mask as bool, or `None` where that can be told without waiting for a device."""
+    mask = mask.bool()
+    if mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all()):
+        return None
+    return mask

@@ -1,0 +1,85 @@
+"""Load a model by name, from a folder, or take one that is already there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from inlay.errors import ModelError
+from inlay.model.model import Model
+
+
+def load(
+    model: str | Path | nn.Module,
+    *,
+    tokenizer: Any = None,
+    dtype: str | torch.dtype = "auto",
+    device_map: Any = None,
+    quantization_config: Any = None,
+    sites: Mapping[str, Any] | None = None,
+    example: Any = None,
+    chat: bool | None = None,
+    **kwargs: Any,
+) -> Model:
+    """Load a causal language model and find its Sites.
+
+    A model given as a module is taken as it is: its modes, `requires_grad`, hooks and configuration stay as they
+    were. One loaded by name is in eval mode with frozen weights. Weights are read from safetensors only.
+
+    Args:
+        model: a hub id, a folder, or a module (Hugging Face, `peft`-wrapped, compiled, or any with a list of blocks).
+        tokenizer: a tokenizer, or the name of one; by default the one beside the model.
+        dtype: `"auto"` for the checkpoint's own, or a torch dtype.
+        device_map: as in `from_pretrained`.
+        quantization_config: as in `from_pretrained`.
+        sites, example, chat: see `Model`.
+        **kwargs: passed on to `from_pretrained` (`revision=`, `attn_implementation=`, `trust_remote_code=` ...).
+
+    Raises:
+        ModelError: the name leads to no causal language model, or its blocks were not found.
+    """
+    if isinstance(model, nn.Module):
+        if kwargs or device_map is not None or quantization_config is not None:
+            raise ModelError("a module that is already loaded takes no loading arguments; load it by name to use them")
+        found = _tokenizer(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
+        return Model(model, found, sites=sites, example=example, chat=chat)
+    name = str(model)
+    hf = _causal(name, dtype, device_map, quantization_config, kwargs)
+    hf.requires_grad_(False)
+    found = tokenizer
+    if tokenizer is None or isinstance(tokenizer, (str, Path)):
+        found = _tokenizer(tokenizer or name, kwargs.get("revision"), required=tokenizer is not None)
+    return Model(hf, found, name=name, sites=sites, example=example, chat=chat)
+
+
+def _causal(name: str, dtype: Any, device_map: Any, quantization: Any, kwargs: dict[str, Any]) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).expanduser().is_dir():
+        raise ModelError(f"there is no folder {name!r}")
+    more = {k: v for k, v in {"device_map": device_map, "quantization_config": quantization}.items() if v is not None}
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name,
+            dtype=dtype,
+            use_safetensors=True,
+            **more,
+            **kwargs,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{name!r} could not be loaded as a causal language model: {error}") from error
+
+
+def _tokenizer(name: str | Path, revision: str | None = None, required: bool = True) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(name), **({"revision": revision} if revision else {}))
+    except Exception as error:
+        if required:
+            raise ModelError(f"no tokenizer could be loaded from {str(name)!r}: {error}") from error
+        return None

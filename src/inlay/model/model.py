@@ -1,0 +1,445 @@
+"""Model: a causal language model with its tokenizer, read and edited through Sites."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inlay.errors import EditError, InputError
+from inlay.model import reading, resume
+from inlay.model.activations import Activations
+from inlay.model.discover import SiteMap, discover, given_map
+from inlay.model.engine import Run, Stop, Want
+from inlay.model.frame import Text
+from inlay.model.inputs import Batch, Encoder, Row, pad
+from inlay.model.sites import Site
+from inlay.model.streaming import stream_text
+from inlay.model.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward gave.
+
+    Attributes:
+        hf: the model's own output object.
+        acts: the Sites that were read, `None` without `read=`.
+        touched: how many attended positions each part of the Edit changed.
+        mask: int64 [rows, tokens], 1 where the batch holds a token; rows are padded on the right.
+    """
+
+    hf: Any
+    acts: Activations | None
+    touched: list[int] | None
+    mask: Tensor
+
+    @property
+    def logits(self) -> Tensor:
+        """[rows, tokens, vocabulary]."""
+        found = self.hf if isinstance(self.hf, Tensor) else self.hf[0] if isinstance(self.hf, tuple) else self.hf.logits
+        return found
+
+    @property
+    def loss(self) -> Tensor | None:
+        """The model's own loss, where labels were given."""
+        return getattr(self.hf, "loss", None)
+
+
+class Model:
+    """A causal language model whose weights, modes, hooks and configuration stay the user's.
+
+    Args:
+        hf: a Hugging Face causal LM, also inside a `peft` or `torch.compile` wrapper, or any `nn.Module` with a list of
+            blocks that maps ids [rows, tokens] to logits.
+        tokenizer: its tokenizer; without one the model takes ids only.
+        name: where it came from, for messages and saved Edits.
+        sites: a map of Sites for a module whose structure inlay does not find: Site name to `"path.{layer}.sub:out"`,
+        or
+            `("path.{layer}.sub:in", heads)`.
+        example: inputs for the two-token run that confirms the map, for modules that do not take ids.
+        chat: whether plain strings are user turns of a chat; by default where the tokenizer has a chat template.
+
+    Raises:
+        ModelError: no list of blocks was found, and no map was given.
+    """
+
+    def __init__(
+        self,
+        hf: nn.Module,
+        tokenizer: Any = None,
+        *,
+        name: str | None = None,
+        sites: Mapping[str, Any] | None = None,
+        example: Any = None,
+        chat: bool | None = None,
+    ) -> None:
+        self.hf, self.tokenizer = hf, tokenizer
+        config = getattr(self.base, "config", None)
+        self.config: Any = (
+            config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
+        )
+        self.name = name or getattr(config, "_name_or_path", "") or type(self.base).__name__
+        family = getattr(self.config, "model_type", None) or type(self.base).__name__
+        if sites is not None:
+            self._map = given_map(self.base, sites, example)
+        else:
+            self._map = discover(self.base, family, self.config, example)
+        self.encoder = Encoder(tokenizer, getattr(self.config, "max_position_embeddings", None), chat)
+        self._text: Text | None = None
+
+    # -- what it is --------------------------------------------------------------------------------------------------
+
+    @property
+    def base(self) -> nn.Module:
+        """The causal model itself, inside any `torch.compile`, data-parallel or `peft` wrapper."""
+        here: Any = self.hf
+        while True:
+            inner = here.__dict__.get("_orig_mod") or here._modules.get("_orig_mod")
+            if inner is None and type(here).__name__ in ("DistributedDataParallel", "DataParallel"):
+                inner = here.module
+            if inner is None and hasattr(here, "get_base_model"):
+                inner = here.get_base_model()
+            if inner is None or inner is here:
+                return here  # type: ignore[no-any-return]
+            here = inner
+
+    @property
+    def layers(self) -> int:
+        """The number of blocks."""
+        return self._map.layers
+
+    @property
+    def width(self) -> int:
+        """The width of the residual stream."""
+        for name in ("resid_post", "resid_pre", "embed"):
+            for place in self._map.places.get(name, {}).values():
+                return place.width
+        raise EditError("this model's map has no residual stream")
+
+    @property
+    def device(self) -> torch.device:
+        """Where ids go."""
+        place = self._map.places.get("embed", {}).get(None)
+        modules = [self.base.get_submodule(place.path)] if place else []
+        for module in (*modules, self.base):
+            for parameter in module.parameters():
+                if parameter.device.type != "meta":
+                    return parameter.device
+        return torch.device("cpu")
+
+    def sites(self) -> SiteMap:
+        """The Sites that this model has: their layers, widths, heads and modules, and what it lacks and why."""
+        return self._map
+
+    def identity(self) -> dict[str, Any]:
+        """Name, revision, shape and a hash of the configuration: what a saved Edit records of its base."""
+        config = getattr(self.base, "config", None)
+        if config is not None:
+            kept = {k: v for k, v in config.to_dict().items() if not k.startswith("_") and k not in _VOLATILE}
+        else:
+            kept = {name: list(p.shape) for name, p in self.base.named_parameters()}
+        text = json.dumps(kept, sort_keys=True, default=str)
+        return {
+            "name": self.name if not Path(self.name).is_dir() else Path(self.name).name,
+            "revision": getattr(config, "_commit_hash", None),
+            "family": self._map.family,
+            "layers": self.layers,
+            "width": self.width,
+            "config_hash": hashlib.sha256(text.encode()).hexdigest(),
+        }
+
+    # -- edits -------------------------------------------------------------------------------------------------------
+
+    def edited(
+        self,
+        edit: Any,
+        *,
+        rows: Sequence[int] | Tensor | None = None,
+        strength: float | Sequence[float] | Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+    ) -> Run:
+        """A context in which any call of the model, in this thread, sees the Edit; afterwards nothing of it is left.
+
+        Contexts nest: the outer Edit acts first at a Site that both name. Two threads may hold different ones.
+
+        Args:
+            edit: an Edit.
+            rows: for a Bank, which of its rows each prompt of the batch uses; 0 is no edit.
+            strength: a factor on every part's change, one for all or one for each prompt.
+            prompt_mask: bool [rows, slots], which of the first slots are prompt; all later attended ones are response.
+                By default everything is prompt, and what `generate` adds is response.
+
+        Returns:
+            A `Run`; `with model.edited(edit) as run:` gives its `touched` counts.
+
+        Raises:
+            SiteError, TokensError, EditError: the Edit does not fit the model; raised here, before any forward.
+        """
+        return self._run(edit, rows=rows, strength=strength, prompt_mask=prompt_mask)
+
+    def _run(
+        self,
+        edit: Any,
+        wants: Sequence[Want] = (),
+        *,
+        rows: Sequence[int] | Tensor | None = None,
+        strength: float | Sequence[float] | Tensor | None = None,
+        **more: Any,
+    ) -> Run:
+        parts = self._parts(edit)
+        sources, constants = self._sources(parts)
+        return Run(
+            self.base,
+            self._map,
+            parts,
+            wants,
+            rows=_rows(parts, rows),
+            strength=None if strength is None else torch.as_tensor(strength, dtype=torch.float32),
+            sources=sources,
+            constants=constants,
+            text=self._words(),
+            **more,
+        )
+
+    def _parts(self, edit: Any) -> list[Any]:
+        if edit is None:
+            return []
+        if not hasattr(edit, "parts"):
+            raise EditError(f"edit={edit!r:.80} is not an Edit: write Edit('resid_post.3', Add(v))")
+        return [replace(part, site=site) for part in edit.parts for site in self._expand(part.site)]
+
+    def _expand(self, site: Site) -> list[Site]:
+        return self._map.expand(site) if site.name != "module" else [site]
+
+    def _sources(self, parts: Sequence[Any]) -> tuple[dict[int, Any], dict[int, Tensor]]:
+        """Run every distinct Source once, for all the Sites that ask for it."""
+        asked: dict[int, list[int]] = {}
+        for index, part in enumerate(parts):
+            for source in part.intervention.sources():
+                asked.setdefault(id(source), []).append(index)
+        paired: dict[int, Any] = {}
+        constants: dict[int, Tensor] = {}
+        for indices in asked.values():
+            source = parts[indices[0]].intervention.sources()[0]
+            wanted = [source.asks(parts[i].site, parts[i].tokens) for i in indices]
+            distinct = list(dict.fromkeys(wanted))
+            found = dict(zip(distinct, source.activations(self, distinct), strict=True))
+            for index, want in zip(indices, wanted, strict=True):
+                values, real = found[want]
+                constant = parts[index].intervention.reduce(values, real)
+                if constant is None:
+                    paired[index] = (values, real)
+                else:
+                    constants[index] = constant
+        return paired, constants
+
+    def _words(self) -> Text | None:
+        if self.tokenizer is None:
+            return None
+        if self._text is None:
+            self._text = Text(self.encoder.decode, self.encoder.turn_end())
+        return self._text
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        prompts: Any,
+        *,
+        responses: Sequence[str] | None = None,
+        edit: Any = None,
+        rows: Sequence[int] | Tensor | None = None,
+        strength: float | Sequence[float] | Tensor | None = None,
+        read: str | Site | Sequence[str | Site] | None = None,
+        tokens: Any = "all",
+        before: bool = False,
+        loss: bool = False,
+        chat: bool | None = None,
+        **kwargs: Any,
+    ) -> Output:
+        """One forward over all prompts, right-padded, under the ambient gradient mode.
+
+        Args:
+            prompts: see `Encoder.rows`.
+            responses: one response text a prompt, marked as response.
+            edit, rows, strength: as in `edited`.
+            read: Sites to read; they come back as `Output.acts`, in the autograd graph where there is one.
+            tokens: which tokens to read.
+            before: read before the Edit acts at the same Site; by default after.
+            loss: also compute the language-model loss, on the responses where there are any.
+            chat: whether plain strings are user turns.
+            **kwargs: passed on to the model.
+
+        Raises:
+            InlayError: prompts, Sites, Tokens or Edit do not fit; see their classes.
+        """
+        batch = pad(self.encoder.rows(prompts, responses, chat), self.pad_id, self.device)
+        wants = self._wants(read, tokens, before)
+        run = self._run(edit, wants, rows=rows, strength=strength, prompt_mask=batch.prompt)
+        if loss:
+            real = batch.mask.bool() if batch.prompt is None else batch.mask.bool() & ~batch.prompt
+            kwargs["labels"] = batch.ids.masked_fill(~real, -100)
+        return self._forward(run, batch, **kwargs)
+
+    __call__ = forward
+
+    def _wants(self, sites: Any, tokens: Any, before: bool = False) -> list[Want]:
+        if sites is None:
+            return []
+        spec = Tokens.parse(tokens)
+        return [Want(site, spec, before) for site in self._map.expand(sites)]
+
+    def _forward(self, run: Run, batch: Batch, **kwargs: Any) -> Output:
+        with run:
+            found = self.hf(*self._arguments(batch, kwargs), **kwargs)
+        return Output(found, reading.collect(run), run.touched, batch.mask)
+
+    def _arguments(self, batch: Batch, kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
+        """Fill in ids, mask and positions by keyword; a module of the user's own gets the ids alone."""
+        if not hasattr(self.base, "config"):
+            return (batch.ids,)
+        kwargs.setdefault("input_ids", batch.ids)
+        kwargs.setdefault("attention_mask", batch.mask)
+        kwargs.setdefault("use_cache", False)
+        if "position_ids" in inspect.signature(self.base.forward).parameters:
+            kwargs.setdefault("position_ids", batch.positions)
+        return ()
+
+    def take(
+        self, prompts: Any, wanted: Sequence[tuple[Site, Tokens]], edit: Any = None
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Values [rows, k, width] and which are real, for every (Site, Tokens), from one forward."""
+        batch = pad(self.encoder.rows(prompts), self.pad_id, self.device)
+        wants = [Want(site, tokens) for site, tokens in wanted]
+        run = self._run(edit, wants, prompt_mask=batch.prompt, stop=True)
+        kwargs: dict[str, Any] = {}
+        positional = self._arguments(batch, kwargs)
+        with run, reading.until_stopped():
+            self.hf(*positional, **kwargs)
+        for taken in run.taken:
+            yield taken[0].values, taken[0].real
+
+    def read(
+        self, prompts: Any, sites: str | Site | Sequence[str | Site], tokens: Any = "all", **kwargs: Any
+    ) -> Activations:
+        """Activations of many prompts, in batches; see `reading.read` for every argument."""
+        return reading.read(self, prompts, sites, tokens, **kwargs)
+
+    def generate(
+        self,
+        prompts: Any,
+        *,
+        edit: Any = None,
+        rows: Sequence[int] | Tensor | None = None,
+        strength: float | Sequence[float] | Tensor | None = None,
+        stream: bool = False,
+        chat: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Text in, text out.
+
+        Args:
+            prompts: a prompt or a list of them; see `Encoder.rows`.
+            edit, rows, strength: as in `edited`.
+            stream: yield the new text piece by piece; one prompt only.
+            chat: whether plain strings are user turns.
+            **kwargs: any argument of `transformers`' `generate`; `max_new_tokens` is 64 by default.
+
+        Returns:
+            The new text: a string for one prompt, a list for a list; with `num_return_sequences` above 1 a list of
+            texts in place of each text; with `stream` an iterator of pieces. Without a tokenizer, lists of ids
+            instead of text.
+
+        Raises:
+            InlayError: prompts or Edit do not fit, or the Edit changed nothing in the whole generation.
+        """
+        single = isinstance(prompts, str) or (
+            isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], (Mapping, int))
+        )
+        batch = pad(self.encoder.rows(prompts, None, chat), self.pad_id, self.device, side="left")
+        run = self._run(edit, rows=rows, strength=strength)
+        kwargs = {
+            "max_new_tokens": 64,
+            "pad_token_id": self.pad_id,
+            **kwargs,
+            "input_ids": batch.ids,
+            "attention_mask": batch.mask,
+        }
+        if "max_length" in kwargs:
+            kwargs.pop("max_new_tokens", None)
+        hf: Any = self.hf
+        if stream:
+            if len(batch.ids) != 1:
+                raise InputError(f"stream=True takes one prompt, not {len(batch.ids)}")
+            return stream_text(hf, self.tokenizer, run, kwargs)
+        with run:
+            found = hf.generate(**kwargs)
+        ids = found if isinstance(found, Tensor) else found.sequences
+        texts = [self._new_text(row) for row in ids[:, batch.ids.shape[1] :]]
+        each = len(texts) // len(batch.ids)
+        grouped = texts if each == 1 else [texts[i : i + each] for i in range(0, len(texts), each)]
+        return grouped[0] if single else grouped
+
+    def _new_text(self, ids: Tensor) -> Any:
+        if self.tokenizer is None:
+            return ids.tolist()
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    # -- resuming ----------------------------------------------------------------------------------------------------
+
+    def states(self, prompts: Any, site: str | Site, **kwargs: Any) -> resume.States:
+        """Run the layers up to a Site once and keep its states; see `resume.states`."""
+        return resume.states(self, prompts, site, **kwargs)
+
+    def resume(self, states: resume.States, **kwargs: Any) -> Output:
+        """Run only the layers above stored states; see `resume.resume`."""
+        return resume.resume(self, states, **kwargs)
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills padding; it is masked, so any id will do."""
+        for owner in (self.tokenizer, self.config):
+            found = getattr(owner, "pad_token_id", None)
+            if isinstance(found, int):
+                return found
+        return 0
+
+    def __repr__(self) -> str:
+        chat = ", chat" if self.encoder.chat else ""
+        return f"Model({self.name!r}, {self._map.family}: {self.layers} layers, width {self.width}{chat})"
+
+
+_VOLATILE = {
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+    "output_hidden_states",
+    "output_attentions",
+    "return_dict",
+}
+
+
+def _rows(parts: Sequence[Any], rows: Any) -> Tensor | None:
+    banks = [part.intervention for part in parts if part.intervention.banked]
+    if rows is None:
+        return None
+    if not banks:
+        raise EditError("rows= picks rows of a Bank, and the Edit holds none")
+    chosen = torch.as_tensor(rows, dtype=torch.long)
+    if chosen.ndim != 1 or not len(chosen):
+        raise EditError(f"rows is one row number a prompt, not {rows!r}")
+    for bank in banks:
+        bank.check_rows(chosen.tolist())
+    return chosen
+
+
+__all__ = ["Model", "Output", "Row", "Stop"]

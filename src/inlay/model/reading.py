@@ -1,0 +1,288 @@
+"""Read Sites of many prompts: batches by length, stop at the last Site, in memory or streamed to disk with resume."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from inlay.errors import InputError, ResumeError
+from inlay.model import activations as disk
+from inlay.model.activations import Activations, merge
+from inlay.model.engine import Run, Stop, Want
+from inlay.model.inputs import Row, pad, plan_batches
+from inlay.model.sites import HEADED, Site
+from inlay.model.tokens import Given, InstEnd, Range, Tokens
+
+if TYPE_CHECKING:
+    from inlay.model.model import Model, Output
+
+Loss = Callable[["Output"], Tensor]
+
+
+@contextmanager
+def until_stopped() -> Iterator[None]:
+    """Run a forward that ends early once the last wanted Site was read; a compiled model runs uncompiled here."""
+    with torch.compiler.set_stance("force_eager"), suppress(Stop):
+        yield
+
+
+def read(
+    model: Model,
+    prompts: Any,
+    sites: str | Site | Sequence[str | Site],
+    tokens: Any = "all",
+    *,
+    responses: Sequence[str] | None = None,
+    edit: Any = None,
+    rows: Sequence[int] | Tensor | None = None,
+    strength: Any = None,
+    before: bool = False,
+    grads: bool | Loss = False,
+    batch_tokens: int = 8192,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    out: str | Path | None = None,
+    shard_rows: int = 4096,
+    progress: bool = False,
+    chat: bool | None = None,
+) -> Activations:
+    """Activations of prompts at Sites and tokens.
+
+    Layers above the last wanted Site are not run. Rows come back in the order of the prompts.
+
+    Args:
+        model: the Model.
+        prompts: see `Encoder.rows`.
+        sites: one Site or several; `"resid_post.*"` is every layer.
+        tokens: which tokens of every row.
+        responses: one response text a prompt, marked as response.
+        edit, rows, strength: as in `Model.edited`.
+        before: read before the Edit acts at the same Site; by default after.
+        grads: also the gradient of a loss at every Site. `True`: the summed next-token loss of each row, on its
+        response
+            where it has one; or a function of the `Output` that gives one number, summed over rows.
+        batch_tokens: the most padded tokens in one forward (one row at least).
+        device: where the activations go.
+        dtype: their dtype; the model's own by default.
+        out: a folder to stream shards to. A killed read goes on where it stopped when it is called again.
+        shard_rows: rows per shard, as far as whole batches allow.
+        progress: show a progress bar.
+        chat: whether plain strings are user turns.
+
+    Raises:
+        ResumeError: `out` holds a read of other prompts, Sites, Edit or model.
+        InlayError: prompts, Sites, Tokens or Edit do not fit; see their classes.
+    """
+    data = model.encoder.rows(prompts, responses, chat)
+    wants = model._wants(sites, tokens, before)
+    if batch_tokens < 1 or shard_rows < 1:
+        raise InputError(f"batch_tokens={batch_tokens} and shard_rows={shard_rows} must be at least 1")
+    batches = plan_batches(data, batch_tokens)
+    per_row = _PerRow(len(data), rows, strength, wants[0].tokens)
+
+    def one(batch: list[int]) -> tuple[Tensor, Activations]:
+        acts = _read_batch(
+            model, [data[i] for i in batch], per_row.of(batch, wants), edit, grads, **per_row.more(batch)
+        )
+        return torch.tensor(batch), _moved(acts, device, dtype)
+
+    with _bar(progress, len(data)) as advance:
+        if out is None:
+            pieces = []
+            for batch in batches:
+                pieces.append(one(batch))
+                advance(len(batch))
+            return merge(pieces)
+        config = _fingerprint(model, data, wants, edit, rows, strength, grads, dtype, shard_rows, batch_tokens)
+        return _to_disk(Path(out), batches, one, config, shard_rows, advance)
+
+
+class _PerRow:
+    """What belongs to single rows (bank rows, strengths, positions given as a tensor), cut to a batch."""
+
+    def __init__(self, count: int, rows: Any, strength: Any, tokens: Tokens) -> None:
+        self.rows = None if rows is None else torch.as_tensor(rows)
+        self.strength = None if strength is None else torch.as_tensor(strength, dtype=torch.float32)
+        self.given = any(isinstance(c, Given) for c in tokens.clauses)
+        for name, value in (("rows", self.rows), ("strength", self.strength)):
+            if value is not None and value.ndim and len(value) != count:
+                raise InputError(f"{name} names {len(value)} rows for {count} prompts")
+
+    def more(self, batch: list[int]) -> dict[str, Any]:
+        def cut(value: Tensor | None) -> Tensor | None:
+            return value if value is None or not value.ndim else value[batch]
+
+        return {"rows": cut(self.rows), "strength": cut(self.strength)}
+
+    def of(self, batch: list[int], wants: list[Want]) -> list[Want]:
+        if not self.given:
+            return wants
+        cut = []
+        for want in wants:
+            clauses = tuple(
+                Given(c.tensor[batch]) if isinstance(c, Given) and len(c.tensor) > 1 else c for c in want.tokens.clauses
+            )
+            cut.append(Want(want.site, Tokens(clauses, want.tokens.text), want.before))
+        return cut
+
+
+def _read_batch(
+    model: Model, data: Sequence[Row], wants: list[Want], edit: Any, grads: bool | Loss, **per_row: Any
+) -> Activations:
+    batch = pad(data, model.pad_id, model.device)
+    if grads is False:
+        run = model._run(edit, wants, prompt_mask=batch.prompt, stop=True, **per_row)
+        kwargs: dict[str, Any] = {}
+        positional = model._arguments(batch, kwargs)
+        with torch.no_grad(), run, until_stopped():
+            model.hf(*positional, **kwargs)
+        found = collect(run)
+        assert found is not None
+        return found
+    run = model._run(edit, wants, prompt_mask=batch.prompt, grads=True, **per_row)
+    with torch.enable_grad():
+        output = model._forward(run, batch)
+        loss = grads(output) if callable(grads) else _next_token_loss(output, batch.ids, batch.mask, batch.prompt)
+        return _with_gradients(run, loss)
+
+
+def _next_token_loss(output: Output, ids: Tensor, mask: Tensor, prompt: Tensor | None) -> Tensor:
+    real = mask.bool() if prompt is None else mask.bool() & ~prompt
+    labels = ids.masked_fill(~real, -100)[:, 1:].flatten()
+    return torch.nn.functional.cross_entropy(
+        output.logits[:, :-1].flatten(0, 1).float(), labels, ignore_index=-100, reduction="sum"
+    )
+
+
+def _with_gradients(run: Run, loss: Tensor) -> Activations:
+    wholes = [taken[-1].whole for taken in run.taken]
+    found = torch.autograd.grad(loss, [w for w in wholes if w is not None], allow_unused=True)
+    acts = collect(run)
+    assert acts is not None and run.last is not None
+    gradients: dict[str, Tensor] = {}
+    for index, (want, whole, gradient) in enumerate(zip(run.wants, wholes, found, strict=True)):
+        assert whole is not None
+        place = run.sites.place(want.site)
+        h = place.get(torch.zeros_like(whole) if gradient is None else gradient, run.last.frame.rows)
+        picked = run.gathered(index, h, run.last)
+        gradients[str(want.site)] = _shaped(run, want, picked, acts.mask)
+    return Activations({n: t.detach() for n, t in acts.items()}, acts.mask, gradients)
+
+
+def collect(run: Run) -> Activations | None:
+    """The Sites that a run read in its last forward."""
+    if not run.wants:
+        return None
+    mask: Tensor | None = None
+    first = run.taken[0][-1]
+    if not _single(run.wants[0].tokens):
+        mask = first.real
+        if mask is None:
+            mask = torch.ones(first.values.shape[:2], dtype=torch.bool, device=first.values.device)
+    tensors = {
+        str(w.site): _shaped(run, w, taken[-1].values, mask) for w, taken in zip(run.wants, run.taken, strict=True)
+    }
+    return Activations(tensors, mask)
+
+
+def _shaped(run: Run, want: Want, values: Tensor, mask: Tensor | None) -> Tensor:
+    """[n, k, width] with zeros behind a row's own positions, or [n, width]; heads split."""
+    values = values[:, 0] if mask is None else values.masked_fill(~mask.to(values.device)[..., None], 0)
+    place = run.sites.place(want.site) if want.site.name != "module" else None
+    if place is not None and want.site.name in HEADED and place.heads and len(want.site.heads) != 1:
+        values = values.unflatten(-1, (place.heads, -1))
+    return values
+
+
+def _single(tokens: Tokens) -> bool:
+    """Whether every row gives exactly one position."""
+    if len(tokens.clauses) != 1:
+        return False
+    clause = tokens.clauses[0]
+    if isinstance(clause, InstEnd):
+        return True
+    if isinstance(clause, Given):
+        return clause.tensor.dtype != torch.bool and clause.tensor.shape[1] == 1
+    if not isinstance(clause, Range) or clause.phase == "all":
+        return False
+    return clause.exact or (clause.phase == "prompt" and (clause.start, clause.stop) in ((0, 1), (-1, None)))
+
+
+def _moved(acts: Activations, device: Any, dtype: torch.dtype | None) -> Activations:
+    def move(tensors: Any) -> dict[str, Tensor]:
+        return {name: t.to(device=device, dtype=dtype or t.dtype) for name, t in tensors.items()}
+
+    mask = None if acts.mask is None else acts.mask.to(device)
+    return Activations(move(acts), mask, None if acts.gradients is None else move(acts.gradients))
+
+
+def _to_disk(
+    folder: Path,
+    batches: list[list[int]],
+    one: Callable[[list[int]], tuple[Tensor, Activations]],
+    config: str,
+    shard_rows: int,
+    advance: Callable[[int], None],
+) -> Activations:
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = _group(batches, shard_rows)
+    manifest = disk.read_manifest(folder)
+    if manifest is not None and manifest.get("config") != config:
+        raise ResumeError(
+            f"{folder} holds a read of other prompts, Sites, Edit or model; give another folder, or delete this one"
+        )
+    facts = {"config": config, "shards": len(shards), "rows": sum(map(len, batches))}
+    disk.write_manifest(folder, {**facts, "complete": False})
+    for index, shard in enumerate(shards):
+        if disk.shard_path(folder, index).exists():
+            advance(sum(map(len, shard)))
+            continue
+        pieces = []
+        for batch in shard:
+            pieces.append(one(batch))
+            advance(len(batch))
+        rows = torch.cat([numbers for numbers, _ in pieces])
+        disk.write_shard(folder, index, rows.sort().values, merge(pieces))
+    disk.write_manifest(folder, {**facts, "complete": True})
+    return Activations.load(folder)
+
+
+def _group(batches: list[list[int]], shard_rows: int) -> list[list[list[int]]]:
+    shards: list[list[list[int]]] = []
+    for batch in batches:
+        if shards and sum(map(len, shards[-1])) + len(batch) <= shard_rows:
+            shards[-1].append(batch)
+        else:
+            shards.append([batch])
+    return shards
+
+
+def _fingerprint(model: Model, data: Sequence[Row], wants: list[Want], edit: Any, *rest: Any) -> str:
+    said = hashlib.sha256()
+    said.update(json.dumps([model.identity(), [(r.ids, r.prompt) for r in data]], sort_keys=True).encode())
+    said.update(repr([(str(w.site), str(w.tokens), w.before) for w in wants]).encode())
+    said.update(repr(edit).encode())
+    for part in getattr(edit, "parts", ()):
+        for name, tensor in sorted(part.intervention.state().items()):
+            said.update(name.encode() + tensor.detach().cpu().contiguous().float().numpy().tobytes())
+    said.update(repr([r.tolist() if isinstance(r, Tensor) else r for r in rest]).encode())
+    return said.hexdigest()
+
+
+@contextmanager
+def _bar(show: bool, total: int) -> Iterator[Callable[[int], None]]:
+    if not show:
+        yield lambda done: None
+        return
+    from rich.progress import Progress
+
+    with Progress() as bar:
+        task = bar.add_task("reading", total=total)
+        yield lambda done: bar.advance(task, done)
