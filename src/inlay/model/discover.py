@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,102 +12,10 @@ from torch import Tensor, nn
 
 from inlay.errors import ModelError, SiteError
 from inlay.model import architectures as names
-from inlay.model.places import Place, pick
-from inlay.model.sites import GLOBAL, LAYERED, Site
-
-
-@dataclass
-class SiteMap:
-    """The Sites of one model.
-
-    Attributes:
-        places: Site name to its place in each layer; global Sites are under layer `None`.
-        lacks: Site name to the reason why this model has none.
-        layers: the number of blocks.
-        decoder: path of the module that loops over the blocks; it sees input ids, mask and cache.
-        blocks: path of each block.
-        block_key: which item of a block's output is the hidden state, `None` for a bare tensor.
-        block_items: the length of a block's output tuple, 0 for a bare tensor.
-        family: the model type, for messages.
-    """
-
-    places: dict[str, dict[int | None, Place]] = field(default_factory=dict)
-    lacks: dict[str, str] = field(default_factory=dict)
-    layers: int = 0
-    decoder: str = ""
-    blocks: tuple[str, ...] = ()
-    block_key: int | None = None
-    block_items: int = 0
-    family: str = ""
-
-    def place(self, site: Site) -> Place:
-        """Where a Site of one layer lies.
-
-        Raises:
-            SiteError: the model has no such Site; the message names those it has.
-        """
-        if site.name == "module":
-            raise SiteError(f"{site}: a raw Site is resolved by the engine")
-        found = self.places.get(site.name)
-        if not found:
-            why = f" ({self.lacks[site.name]})" if site.name in self.lacks else ""
-            raise SiteError(f"{self.family} has no Site {site.name!r}{why}. It has: {', '.join(self.places)}")
-        layer = self._layer(site)
-        if layer not in found:
-            have = ", ".join(str(i) for i in found)
-            raise SiteError(
-                f"{site}: layer {layer} of {self.family} has no {site.name!r}; these layers have one: {have}"
-            )
-        return found[layer].of_heads(site.heads, str(site))
-
-    def _layer(self, site: Site) -> int | None:
-        if site.name in GLOBAL:
-            return None
-        assert site.layer is not None
-        if not -self.layers <= site.layer < self.layers:
-            raise SiteError(
-                f"{site}: layer {site.layer} is out of range; {self.family} has layers 0 to {self.layers - 1}"
-            )
-        return site.layer % self.layers
-
-    def expand(self, wanted: str | Site | Sequence[str | Site]) -> list[Site]:
-        """One Site for each layer that is meant, in the order asked for, with layers counted from 0.
-
-        Raises:
-            SiteError: a Site is misspelled or the model has none of it.
-        """
-        if isinstance(wanted, (str, Site)):
-            wanted = [wanted]
-        sites: list[Site] = []
-        for one in map(Site.parse, wanted):
-            if one.every:
-                layers = self.places.get(one.name) or {}
-                if not layers:
-                    self.place(one.at(0))
-                sites += [one.at(layer) for layer in layers if layer is not None]
-            elif one.name in LAYERED:
-                layer = self._layer(one)
-                assert layer is not None
-                sites.append(one.at(layer))
-            else:
-                sites.append(one)
-        if not sites:
-            raise SiteError("no Site was asked for: give at least one, such as 'resid_post.*'")
-        for site in sites:
-            if site.name != "module":
-                self.place(site)
-        return list(dict.fromkeys(sites))
-
-
-@dataclass
-class Seen:
-    """What one module took and gave in the probe run."""
-
-    took: Tensor | None = None
-    took_key: int | str | None = None
-    gave: Tensor | None = None
-    gave_key: int | None = None
-    gave_items: int = 0
+from inlay.model.places import Place
+from inlay.model.probe import Seen, gave, probe, took
+from inlay.model.sitemap import SiteMap
+from inlay.model.sites import GLOBAL, LAYERED
 
 
 def discover(base: nn.Module, family: str, config: Any, example: Mapping[str, Any] | Tensor | None = None) -> SiteMap:
@@ -124,7 +32,7 @@ def discover(base: nn.Module, family: str, config: Any, example: Mapping[str, An
     """
     path, blocks = _blocks(base, config)
     decoder = path.rpartition(".")[0]
-    seen = _probe(base, example)
+    seen = probe(base, example)
     found = SiteMap(family=family, layers=len(blocks), decoder=decoder)
     found.blocks = tuple(f"{path}.{i}" for i in range(len(blocks)))
     first = seen[found.blocks[0]]
@@ -157,58 +65,6 @@ def _blocks(base: nn.Module, config: Any) -> tuple[str, nn.ModuleList]:
     return max(exact, key=lambda item: sum(p.numel() for p in item[1].parameters()))
 
 
-def _probe(base: nn.Module, example: Mapping[str, Any] | Tensor | None) -> dict[str, Seen]:
-    seen: dict[str, Seen] = {}
-    handles = []
-
-    def watch(path: str, module: nn.Module) -> None:
-        def before(_: nn.Module, args: Any, kwargs: Any) -> None:
-            one = seen.setdefault(path, Seen())
-            named = [(i, a) for i, a in enumerate(args)] + list(kwargs.items())
-            for key, value in named:
-                if isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= 2:
-                    one.took, one.took_key = value.detach().clone(), key
-                    return
-
-        def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            one = seen.setdefault(path, Seen())
-            if isinstance(output, (tuple, list)):
-                one.gave_items = len(output)
-                one.gave_key = next((i for i, v in enumerate(output) if isinstance(v, Tensor)), None)
-                if one.gave_key is not None:
-                    one.gave = output[one.gave_key].detach().clone()
-            elif isinstance(output, Tensor):
-                one.gave = output.detach().clone()
-
-        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(module.register_forward_hook(after, with_kwargs=True))
-
-    modes = [(m, m.training) for m in base.modules()]
-    try:
-        for path, module in base.named_modules():
-            watch(path, module)
-        for module, _ in modes:
-            module.training = False
-        with torch.no_grad():
-            _run(base, example)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes:
-            module.training = mode
-    return seen
-
-
-def _run(base: nn.Module, example: Mapping[str, Any] | Tensor | None) -> None:
-    if isinstance(example, Mapping):
-        base(**example)
-        return
-    if example is None:
-        device = next((p.device for p in base.parameters() if p.device.type != "meta"), torch.device("cpu"))
-        example = torch.tensor([[0, 1]], device=device)
-    base(example, use_cache=False) if hasattr(base, "config") else base(example)
-
-
 def child(module: nn.Module, *options: str) -> tuple[str, nn.Module] | None:
     """The first of the named submodules that exists, with its relative path."""
     for name in options:
@@ -220,20 +76,6 @@ def child(module: nn.Module, *options: str) -> tuple[str, nn.Module] | None:
     return None
 
 
-def _took(path: str, seen: Mapping[str, Seen], **more: Any) -> Place | None:
-    one = seen.get(path)
-    if one is None or one.took is None:
-        return None
-    return Place(path, "in", one.took_key, width=one.took.shape[-1], flat=one.took.ndim == 2, **more)
-
-
-def _gave(path: str, seen: Mapping[str, Seen], **more: Any) -> Place | None:
-    one = seen.get(path)
-    if one is None or one.gave is None:
-        return None
-    return Place(path, "out", one.gave_key, width=one.gave.shape[-1], flat=one.gave.ndim == 2, **more)
-
-
 def _block_sites(
     path: str,
     block: nn.Module,
@@ -243,20 +85,20 @@ def _block_sites(
     heads: int,
     found: SiteMap,
 ) -> Iterator[tuple[str, Place]]:
-    pre, post = _took(path, seen), _gave(path, seen)
+    pre, post = took(path, seen), gave(path, seen)
     if pre is None or post is None:
         raise ModelError(
             f"block {path} took or gave no hidden state in the probe run; give the model's map: sites={{...}}"
         )
     yield "resid_pre", pre
     yield "resid_post", post
-    attention = next((c for n in names.ATTENTION if (c := child(block, n)) and _took(f"{path}.{c[0]}", seen)), None)
+    attention = next((c for n in names.ATTENTION if (c := child(block, n)) and took(f"{path}.{c[0]}", seen)), None)
     if attention:
         where = f"{path}.{attention[0]}"
-        if place := _took(where, seen):
+        if place := took(where, seen):
             yield "attn_in", place
         yield from _attention_sites(where, attention[1], seen, entry, config, heads)
-    mlp = next((c for n in names.MLP if (c := child(block, n)) and _took(f"{path}.{c[0]}", seen)), None)
+    mlp = next((c for n in names.MLP if (c := child(block, n)) and took(f"{path}.{c[0]}", seen)), None)
     yield from _mlp_sites(path, block, mlp, seen)
     yield from _residual_sites(path, block, attention, mlp, seen, entry, config, found)
 
@@ -265,13 +107,13 @@ def _attention_sites(
     path: str, module: nn.Module, seen: Mapping[str, Seen], entry: names.Family, config: Any, heads: int
 ) -> Iterator[tuple[str, Place]]:
     out = child(module, *names.BEFORE_OUT) or child(module, *names.OUT)
-    z = _took(f"{path}.{out[0]}", seen) if out else None
+    z = took(f"{path}.{out[0]}", seen) if out else None
     if z:
         heads = heads if heads and z.width % heads == 0 else 0
         yield "z", replace(z, heads=heads)
     size = z.width // heads if z and heads else 0
     for trio in names.SEPARATE:
-        parts = [_gave(f"{path}.{name}", seen) for name in trio]
+        parts = [gave(f"{path}.{name}", seen) for name in trio]
         if all(parts):
             for name, place in zip("qkv", parts, strict=True):
                 assert place
@@ -280,7 +122,7 @@ def _attention_sites(
                     replace(place, heads=place.width // size if size and place.width % size == 0 else 0),
                 )
     fused = child(module, *names.FUSED)
-    if fused and heads and (whole := _gave(f"{path}.{fused[0]}", seen)):
+    if fused and heads and (whole := gave(f"{path}.{fused[0]}", seen)):
         for name, one in zip("qkv", entry.fused(config, whole.width, heads), strict=True):
             width = one.heads * (size or whole.width // (3 * heads))
             yield name, replace(whole, columns=(one.columns,), heads=one.heads, width=width)
@@ -299,14 +141,14 @@ def _mlp_sites(
 ) -> Iterator[tuple[str, Place]]:
     where, module = (f"{path}.{mlp[0]}", mlp[1]) if mlp else (path, block)
     entrance = where if mlp else next((f"{path}.{n}" for n in names.UP if child(block, n)), "")
-    if place := _took(entrance, seen):
+    if place := took(entrance, seen):
         yield "mlp_in", place
     router = child(module, *names.ROUTER) if mlp else None
-    if router and (place := _gave(f"{where}.{router[0]}", seen)):
+    if router and (place := gave(f"{where}.{router[0]}", seen)):
         inside = seen[f"{where}.{router[0]}"].gave_items > 0
         yield "router", replace(place, side="linear", key=None) if inside else place
     down = child(module, *names.BEFORE_DOWN) or child(module, *names.DOWN)
-    if down and not router and (place := _took(f"{where}.{down[0]}", seen)):
+    if down and not router and (place := took(f"{where}.{down[0]}", seen)):
         yield "mlp_act", place
 
 
@@ -328,7 +170,7 @@ def _residual_sites(
     assert before is not None and after is not None
     for a in attn_at:
         for m in mlp_at:
-            pair = _gave(a, seen, scale=scale), _gave(m, seen, scale=scale)
+            pair = gave(a, seen, scale=scale), gave(m, seen, scale=scale)
             if not pair[0] or not pair[1]:
                 continue
             parts = [scale * _like(before, seen[p].gave) for p in (a, m)]
@@ -362,7 +204,7 @@ def _mid(
 ) -> Iterator[tuple[str, Place]]:
     options = [n for n in names.BEFORE_MLP if child(block, n)] + ([mlp[0]] if mlp else [])
     for name in options:
-        place = _took(f"{path}.{name}", seen)
+        place = took(f"{path}.{name}", seen)
         if place and _same(_like(middle, seen[f"{path}.{name}"].took), middle):
             yield "resid_mid", place
             return
@@ -392,16 +234,16 @@ def _called(base: nn.Module, method: str) -> Any:
 def _global_sites(base: nn.Module, decoder: str, seen: Mapping[str, Seen]) -> Iterator[tuple[str, Place]]:
     path_of = {id(m): n for n, m in base.named_modules()}
     embed = _called(base, "get_input_embeddings")
-    if embed is not None and (place := _gave(path_of.get(id(embed), ""), seen)):
+    if embed is not None and (place := gave(path_of.get(id(embed), ""), seen)):
         yield "embed", place
     parent = base.get_submodule(decoder) if decoder else base
     norm = child(parent, *names.FINAL_NORM)
     prefix = f"{decoder}." if decoder else ""
-    if norm and (place := _gave(prefix + norm[0], seen)):
+    if norm and (place := gave(prefix + norm[0], seen)):
         yield "final_norm", place
     head = _called(base, "get_output_embeddings")
     where = path_of.get(id(head), "") if head is not None else (child(base, *names.HEAD) or ("", None))[0]
-    if where and (place := _gave(where, seen)):
+    if where and (place := gave(where, seen)):
         yield "logits", place
 
 
@@ -411,7 +253,7 @@ def given_map(base: nn.Module, given: Mapping[str, Any], example: Mapping[str, A
     Raises:
         SiteError: a name is not a Site's, or a path leads to no module that the probe run called.
     """
-    seen = _probe(base, example)
+    seen = probe(base, example)
     found = SiteMap(family=type(base).__name__)
     for name, spec in given.items():
         if name not in LAYERED + GLOBAL:
@@ -422,7 +264,7 @@ def given_map(base: nn.Module, given: Mapping[str, Any], example: Mapping[str, A
             raise SiteError(
                 f"sites={{{name!r}: {text!r}}}: write 'path.{{layer}}.sub:in' or ':out'; {{layer}} for layered Sites"
             )
-        read = _took if side == "in" else _gave
+        read = took if side == "in" else gave
         layers: list[int | None] = [None] if name in GLOBAL else list(range(10_000))
         for layer in layers:
             place = read(template.format(layer=layer), seen, heads=heads)
@@ -434,7 +276,9 @@ def given_map(base: nn.Module, given: Mapping[str, Any], example: Mapping[str, A
                 f"sites={{{name!r}: {text!r}}}: the probe run called no module at {template.format(layer=0)!r}"
             )
     found.layers = max((len(p) for n, p in found.places.items() if n in LAYERED), default=0)
-    block = next((found.places[n] for n in ("resid_post", "resid_pre") if n in found.places), {})
+    block: dict[int | None, Place] = next(
+        (found.places[n] for n in ("resid_post", "resid_pre") if n in found.places), {}
+    )
     found.blocks = tuple(p.path for p in block.values())
     if found.blocks:
         one = seen[found.blocks[0]]
@@ -443,6 +287,3 @@ def given_map(base: nn.Module, given: Mapping[str, Any], example: Mapping[str, A
         if name not in found.places:
             found.lacks[name] = "the given map has none"
     return found
-
-
-__all__ = ["Seen", "SiteMap", "child", "discover", "given_map", "pick"]

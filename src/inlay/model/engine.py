@@ -6,9 +6,9 @@ Legend: R rows, T tokens of a call, S known slots, W a Site's width.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -16,51 +16,11 @@ from torch import Tensor, nn
 
 from inlay.errors import EditError, ModelError, TokensError
 from inlay.model import attention, patch
-from inlay.model.call import Call, PartLike, State
-from inlay.model.discover import SiteMap
-from inlay.model.frame import Frame, Prompt, Selection, Text
+from inlay.model.call import PartLike, State
+from inlay.model.frame import Frame, Prompt, Text
+from inlay.model.passes import Pass, Taken, Want
+from inlay.model.sitemap import SiteMap
 from inlay.model.sites import Site
-from inlay.model.tokens import Tokens
-
-
-class Stop(BaseException):
-    """Leaves a forward once the last wanted Site was read. Never seen outside of a read."""
-
-
-@dataclass(frozen=True)
-class Want:
-    """A Site to read, and at which tokens."""
-
-    site: Site
-    tokens: Tokens
-    before: bool = False
-
-
-@dataclass
-class Taken:
-    """What one call gave at one Site.
-
-    Attributes:
-        values: [R, k, W], the selected positions of every row side by side.
-        real: bool [R, k], which of them exist; `None` for all.
-        whole: the tensor as it lies in the module, kept where a gradient is wanted.
-    """
-
-    values: Tensor
-    real: Tensor | None
-    whole: Tensor | None = None
-
-
-@dataclass
-class Pass:
-    """What is settled once per forward call and shared by all Sites of it."""
-
-    frame: Frame
-    states: list[State]
-    chosen: list[Selection]
-    strength: Tensor | None
-    gathers: dict[int, tuple[Tensor, Tensor] | None] = field(default_factory=dict)
-    kept: dict[int, Tensor] = field(default_factory=dict)
 
 
 class Run:
@@ -89,7 +49,8 @@ class Run:
         whole: bool = False,
         start_at: tuple[Site, Tensor] | None = None,
     ) -> None:
-        from inlay.model.layers import AttentionLayer, plan
+        from inlay.model.layers import AttentionLayer
+        from inlay.model.plan import plan
         from inlay.model.resume import skipping
 
         self.base, self.sites, self.parts, self.wants = base, sites, parts, wants
@@ -102,14 +63,14 @@ class Run:
         self.generation: Prompt | None = None
         self.replaying = False
         self.installed = False
-        self.calls = 0
+        self.calls, self.compiled = 0, False
         self.counts: list[Tensor | int] = [0] * len(parts)
         self.reached = [False] * len(parts)
         self.factors = [None if p.strength is None else torch.tensor(float(p.strength)) for p in parts]
         self.taken: list[list[Taken]] = [[] for _ in wants]
         self.specs = [part.tokens for part in parts] + [want.tokens for want in wants]
         self.inside = False
-        self._near: dict[tuple[int, str], tuple[Tensor, int, Tensor]] = {}
+        self._near: dict[tuple[int, str, torch.device], tuple[Tensor, int, Tensor]] = {}
         for index, part in enumerate(parts):
             self._check_rows(index, part)
         self.layers = [*(skipping(self, *start_at) if start_at else ()), *plan(self)]
@@ -136,6 +97,12 @@ class Run:
         self._remove()
         if kind is None:
             self._need_touched()
+            if not self.calls and not self.compiled:
+                warnings.warn(
+                    "an edit was in force and no forward of its model ran in this thread; a thread started inside "
+                    "`with model.edited(...)` must enter its own",
+                    stacklevel=2,
+                )
 
     def _install(self) -> None:
         done = []
@@ -186,10 +153,12 @@ class Run:
             self.settle(prompt)
         device = prompt.device
         rows, strength = self._per_row(self.rows, frame, device), self._per_row(self.strength, frame, device)
-        states = [self._state(part, rows) for part in self.parts]
+        states = [self._state(i, part, rows) for i, part in enumerate(self.parts)]
         chosen = [frame.select(spec, table) for spec, table in zip(self.specs, prompt.tables, strict=True)]
         self.now = Pass(frame, states, chosen, strength)
-        if not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            self.compiled = True
+        else:
             self.calls += 1
             self._count(frame)
 
@@ -243,22 +212,32 @@ class Run:
     def _per_row(self, value: Tensor | None, frame: Frame, device: torch.device) -> Tensor | None:
         if value is None or value.ndim == 0:
             return value
-        if value.shape[0] != frame.prompt.rows and frame.rows % value.shape[0]:
+        if value.shape[0] != frame.prompt.rows:
             raise EditError(f"rows= or strength= names {value.shape[0]} rows, and the batch has {frame.prompt.rows}")
         value = value.to(device)
-        times = frame.rows // value.shape[0]
-        return value if times == 1 else value.repeat_interleave(times, 0)
+        return value if frame.expand == 1 else value.repeat_interleave(frame.expand, 0)
 
-    def _state(self, part: PartLike, rows: Tensor | None) -> State:
+    def _state(self, index: int, part: PartLike, rows: Tensor | None) -> State:
         state = part.intervention.state()
         if not part.intervention.banked:
             return dict(state)
         assert rows is not None
         gathered = {"rows": rows}
         for name, table in state.items():
-            mine = table.index_select(0, rows.to(table.device))
+            mine = self.near(index, name, table, rows.device).index_select(0, rows)
             gathered[name] = mine.reshape(mine.shape[0], *[1] * max(0, 3 - mine.ndim), *mine.shape[1:])
         return gathered
+
+    def near(self, index: int, name: str, tensor: Tensor, device: torch.device) -> Tensor:
+        """A tensor of part `index` on a device; a fixed one is copied there once, not once a step."""
+        if tensor.device == device:
+            return tensor
+        if tensor.requires_grad or tensor.grad_fn is not None or torch.compiler.is_compiling():
+            return tensor.to(device)
+        known = self._near.get((index, name, device))
+        if known is None or known[0] is not tensor or known[1] != tensor._version:
+            known = self._near[index, name, device] = (tensor, tensor._version, tensor.to(device))
+        return known[2]
 
     def _count(self, frame: Frame) -> None:
         if self.replaying:
@@ -313,133 +292,12 @@ class Run:
                 "response is all prompt"
             )
 
-    # -- one Site ----------------------------------------------------------------------------------------------------
-
-    def write(
-        self,
-        index: int,
-        h: Tensor,
-        given: Tensor | None = None,
-        selection: Selection | None = None,
-        frame: Frame | None = None,
-    ) -> Tensor:
-        """Part `index` applied to a Site's tensor h [R, T, W]; `given` is the module's input.
-
-        `selection` and `frame` replace the pass's own where h does not cover the call's positions (cached keys).
-        """
-        now = self.current
-        frame = frame or now.frame
-        chosen = selection if selection is not None else now.chosen[index]
-        if chosen.empty:
-            return h
-        part = self.parts[index]
-        needs = part.intervention.needs
-        source = mask = None
-        if index in self.constants:
-            source = self.constants[index]
-        elif index in self.sources:
-            source, mask = self._source(index, h, frame)
-        call = Call(
-            strength=_scaled(now.strength, self.factors[index], h),
-            source=source,
-            input=given if "input" in needs else None,
-            positions=frame.positions() if "positions" in needs else None,
-        )
-        if not torch.compiler.is_compiling():
-            self.reached[index] = True
-        new = part.intervention.transform(h, self._beside(index, now.states[index], h.device), call)
-        if new.shape != h.shape:
-            raise EditError(f"{part.site}: the intervention returned {list(new.shape)} for {list(h.shape)}")
-        new = new.to(h.dtype)
-        if chosen.mask is not None:
-            mask = chosen.mask if mask is None else mask & chosen.mask
-        return new if mask is None else torch.where(mask.to(h.device)[..., None], new, h)
-
-    def _source(self, index: int, h: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
-        """The source's values paired with h, [R, T, W], and where there is one to pair, bool [R, T]."""
-        values, real = self.sources[index]
-        rank = frame.order(self.specs[index], frame.prompt.tables[index])
-        count: Tensor | int = values.shape[1] if real is None else _spread(real.sum(1, keepdim=True), h.shape[0])
-        inside = rank < (count.to(rank.device) if isinstance(count, Tensor) else count)
-        values = _spread(values, h.shape[0]).to(h.device, h.dtype)
-        place = rank.clamp(max=values.shape[1] - 1).to(h.device).expand(h.shape[0], -1)
-        return values.gather(1, place[..., None].expand(-1, -1, h.shape[-1])), inside
-
-    def _beside(self, index: int, state: State, device: torch.device) -> State:
-        """The state on the Site's device; fixed tensors are copied there once, not once a step."""
-        if all(t.device == device for t in state.values()):
-            return state
-        moved: dict[str, Tensor] = {}
-        for name, tensor in state.items():
-            if tensor.requires_grad or torch.compiler.is_compiling() or name == "rows":
-                moved[name] = tensor.to(device)
-                continue
-            known = self._near.get((index, name))
-            if known is None or known[0] is not tensor or known[1] != tensor._version:
-                known = self._near[index, name] = (tensor, tensor._version, tensor.to(device))
-            moved[name] = known[2]
-        return moved
-
-    def read(self, index: int, h: Tensor, whole: Tensor, fragile: bool = False) -> None:
-        """Keep what want `index` asks for of a Site's tensor h [R, T, W]."""
-        if self.replaying:
-            return
-        where = self._gather(index, h, self.current)
-        values = self.gathered(index, h, self.current)
-        if fragile and values is h:
-            values = h.clone()
-        real = None if where is None else where[1]
-        self.taken[index].append(Taken(values, real, whole if self.whole else None))
-        if self.stop and all(self.taken):
-            raise Stop
-
-    def gathered(self, index: int, h: Tensor, now: Pass) -> Tensor:
-        """The positions of h [R, T, W] that want `index` asks for, side by side, [R, k, W]."""
-        where = self._gather(index, h, now)
-        if where is None:
-            return h
-        return h.gather(1, where[0].to(h.device)[..., None].expand(-1, -1, h.shape[-1]))
-
-    def _gather(self, index: int, h: Tensor, now: Pass) -> tuple[Tensor, Tensor] | None:
-        """Positions [R, k] of the wanted tokens, in order, and which are real; `None` where that is every position."""
-        spec = len(self.parts) + index
-        if spec not in now.gathers:
-            chosen = now.chosen[spec]
-            mask = now.frame.attended() if self.specs[spec].everything else chosen.mask
-            if chosen.empty:
-                mask = torch.zeros(h.shape[0], h.shape[1], dtype=torch.bool, device=h.device)
-            now.gathers[spec] = None if mask is None else _positions(mask.expand(h.shape[0], -1))
-        return now.gathers[spec]
-
     @property
     def current(self) -> Pass:
         """The pass of the forward that is running."""
         if self.now is None:
             raise ModelError("a module of the model ran outside of the model's forward while an edit was in force")
         return self.now
-
-
-def _spread(values: Tensor, rows: int) -> Tensor:
-    """Values of some rows, [r, ...], for the R rows of a batch: one for all, or each for its own share."""
-    if values.shape[0] == 1:
-        return values.expand(rows, *values.shape[1:])
-    return values if values.shape[0] == rows else values.repeat_interleave(rows // values.shape[0], 0)
-
-
-def _positions(mask: Tensor) -> tuple[Tensor, Tensor]:
-    most = int(mask.sum(1).max())
-    where = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
-    return where, mask.gather(1, where)
-
-
-def _scaled(call: Tensor | None, part: Tensor | None, h: Tensor) -> Tensor | None:
-    """The call's strength times the part's own, in h's dtype: `None`, 0-d or [R, 1, 1]."""
-    if call is None and part is None:
-        return None
-    total = part if call is None else call if part is None else call * part.to(call.device)
-    assert total is not None
-    total = total.to(h.device)
-    return total.reshape(-1, 1, 1) if total.ndim else total
 
 
 def _unless_full(mask: Tensor) -> Tensor | None:

@@ -146,8 +146,12 @@ class Encoder:
         _, found, behind = rendered.rpartition(_SENTINEL)
         if not found or not behind:
             return None
-        ids = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        return str(self.tokenizer.decode(ids)).rpartition(_SENTINEL)[2] or behind
+        said = self.decode(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
+        if _SENTINEL in said:
+            return said.rpartition(_SENTINEL)[2]
+        return self.decode(
+            self.tokenizer(behind, add_special_tokens=False)["input_ids"]
+        )  # the sentinel is no known word
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids as text, special tokens included."""

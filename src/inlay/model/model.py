@@ -6,22 +6,24 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from inlay.errors import EditError, InputError
-from inlay.model import reading, resume
+from inlay.errors import SiteError
+from inlay.model import generating, reading, resume
 from inlay.model.activations import Activations
-from inlay.model.discover import SiteMap, discover, given_map
-from inlay.model.engine import Run, Stop, Want
+from inlay.model.discover import discover, given_map
+from inlay.model.engine import Run
 from inlay.model.frame import Text
-from inlay.model.inputs import Batch, Encoder, Row, pad
+from inlay.model.inputs import Batch, Encoder, pad
+from inlay.model.passes import Want
+from inlay.model.running import make_run, wanted
+from inlay.model.sitemap import SiteMap
 from inlay.model.sites import Site
-from inlay.model.streaming import stream_text
 from inlay.model.tokens import Tokens
 
 
@@ -122,7 +124,7 @@ class Model:
         for name in ("resid_post", "resid_pre", "embed"):
             for place in self._map.places.get(name, {}).values():
                 return place.width
-        raise EditError("this model's map has no residual stream")
+        raise SiteError("this model's map has no residual stream: give it 'resid_post'")
 
     @property
     def device(self) -> torch.device:
@@ -156,6 +158,13 @@ class Model:
             "config_hash": hashlib.sha256(text.encode()).hexdigest(),
         }
 
+    @property
+    def text(self) -> Text | None:
+        """What finds words in ids, `None` without a tokenizer."""
+        if self._text is None and self.tokenizer is not None:
+            self._text = Text(self.encoder.decode, self.encoder.turn_end())
+        return self._text
+
     # -- edits -------------------------------------------------------------------------------------------------------
 
     def edited(
@@ -183,70 +192,7 @@ class Model:
         Raises:
             SiteError, TokensError, EditError: the Edit does not fit the model; raised here, before any forward.
         """
-        return self._run(edit, rows=rows, strength=strength, prompt_mask=prompt_mask)
-
-    def _run(
-        self,
-        edit: Any,
-        wants: Sequence[Want] = (),
-        *,
-        rows: Sequence[int] | Tensor | None = None,
-        strength: float | Sequence[float] | Tensor | None = None,
-        **more: Any,
-    ) -> Run:
-        parts = self._parts(edit)
-        sources, constants = self._sources(parts)
-        return Run(
-            self.base,
-            self._map,
-            parts,
-            wants,
-            rows=_rows(parts, rows),
-            strength=None if strength is None else torch.as_tensor(strength, dtype=torch.float32),
-            sources=sources,
-            constants=constants,
-            text=self._words(),
-            **more,
-        )
-
-    def _parts(self, edit: Any) -> list[Any]:
-        if edit is None:
-            return []
-        if not hasattr(edit, "parts"):
-            raise EditError(f"edit={edit!r:.80} is not an Edit: write Edit('resid_post.3', Add(v))")
-        return [replace(part, site=site) for part in edit.parts for site in self._expand(part.site)]
-
-    def _expand(self, site: Site) -> list[Site]:
-        return self._map.expand(site) if site.name != "module" else [site]
-
-    def _sources(self, parts: Sequence[Any]) -> tuple[dict[int, Any], dict[int, Tensor]]:
-        """Run every distinct Source once, for all the Sites that ask for it."""
-        asked: dict[int, list[int]] = {}
-        for index, part in enumerate(parts):
-            for source in part.intervention.sources():
-                asked.setdefault(id(source), []).append(index)
-        paired: dict[int, Any] = {}
-        constants: dict[int, Tensor] = {}
-        for indices in asked.values():
-            source = parts[indices[0]].intervention.sources()[0]
-            wanted = [source.asks(parts[i].site, parts[i].tokens) for i in indices]
-            distinct = list(dict.fromkeys(wanted))
-            found = dict(zip(distinct, source.activations(self, distinct), strict=True))
-            for index, want in zip(indices, wanted, strict=True):
-                values, real = found[want]
-                constant = parts[index].intervention.reduce(values, real)
-                if constant is None:
-                    paired[index] = (values, real)
-                else:
-                    constants[index] = constant
-        return paired, constants
-
-    def _words(self) -> Text | None:
-        if self.tokenizer is None:
-            return None
-        if self._text is None:
-            self._text = Text(self.encoder.decode, self.encoder.turn_end())
-        return self._text
+        return make_run(self, edit, rows=rows, strength=strength, prompt_mask=prompt_mask)
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -282,48 +228,41 @@ class Model:
             InlayError: prompts, Sites, Tokens or Edit do not fit; see their classes.
         """
         batch = pad(self.encoder.rows(prompts, responses, chat), self.pad_id, self.device)
-        wants = self._wants(read, tokens, before)
-        run = self._run(edit, wants, rows=rows, strength=strength, prompt_mask=batch.prompt)
+        wants = wanted(self, read, tokens, before)
+        run = make_run(self, edit, wants, rows=rows, strength=strength, prompt_mask=batch.prompt)
         if loss:
             real = batch.mask.bool() if batch.prompt is None else batch.mask.bool() & ~batch.prompt
             kwargs["labels"] = batch.ids.masked_fill(~real, -100)
-        return self._forward(run, batch, **kwargs)
+        return self.run_batch(run, batch, **kwargs)
 
     __call__ = forward
 
-    def _wants(self, sites: Any, tokens: Any, before: bool = False) -> list[Want]:
-        if sites is None:
-            return []
-        spec = Tokens.parse(tokens)
-        return [Want(site, spec, before) for site in self._map.expand(sites)]
-
-    def _forward(self, run: Run, batch: Batch, **kwargs: Any) -> Output:
+    def run_batch(self, run: Run, batch: Batch, **kwargs: Any) -> Output:
+        """One forward of padded rows under a Run."""
+        args, kwargs = self.arguments(batch, **kwargs)
         with run:
-            found = self.hf(*self._arguments(batch, kwargs), **kwargs)
+            found = self.hf(*args, **kwargs)
         return Output(found, reading.collect(run), run.touched, batch.mask)
 
-    def _arguments(self, batch: Batch, kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
-        """Fill in ids, mask and positions by keyword; a module of the user's own gets the ids alone."""
+    def arguments(self, batch: Batch, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the model is called with: ids, mask and positions by keyword; the ids alone for a plain module."""
         if not hasattr(self.base, "config"):
-            return (batch.ids,)
-        kwargs.setdefault("input_ids", batch.ids)
-        kwargs.setdefault("attention_mask", batch.mask)
-        kwargs.setdefault("use_cache", False)
+            return (batch.ids,), kwargs
+        named = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
         if "position_ids" in inspect.signature(self.base.forward).parameters:
-            kwargs.setdefault("position_ids", batch.positions)
-        return ()
+            named["position_ids"] = batch.positions
+        return (), named | kwargs
 
     def take(
-        self, prompts: Any, wanted: Sequence[tuple[Site, Tokens]], edit: Any = None
+        self, prompts: Any, asks: Sequence[tuple[Site, Tokens]], edit: Any = None
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Values [rows, k, width] and which are real, for every (Site, Tokens), from one forward."""
         batch = pad(self.encoder.rows(prompts), self.pad_id, self.device)
-        wants = [Want(site, tokens) for site, tokens in wanted]
-        run = self._run(edit, wants, prompt_mask=batch.prompt, stop=True)
-        kwargs: dict[str, Any] = {}
-        positional = self._arguments(batch, kwargs)
+        wants = [Want(site, tokens) for site, tokens in asks]
+        run = make_run(self, edit, wants, prompt_mask=batch.prompt, stop=True)
+        args, kwargs = self.arguments(batch)
         with run, reading.until_stopped():
-            self.hf(*positional, **kwargs)
+            self.hf(*args, **kwargs)
         for taken in run.taken:
             yield taken[0].values, taken[0].real
 
@@ -361,37 +300,9 @@ class Model:
         Raises:
             InlayError: prompts or Edit do not fit, or the Edit changed nothing in the whole generation.
         """
-        single = isinstance(prompts, str) or (
-            isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], (Mapping, int))
+        return generating.generate(
+            self, prompts, edit=edit, rows=rows, strength=strength, stream=stream, chat=chat, **kwargs
         )
-        batch = pad(self.encoder.rows(prompts, None, chat), self.pad_id, self.device, side="left")
-        run = self._run(edit, rows=rows, strength=strength)
-        kwargs = {
-            "max_new_tokens": 64,
-            "pad_token_id": self.pad_id,
-            **kwargs,
-            "input_ids": batch.ids,
-            "attention_mask": batch.mask,
-        }
-        if "max_length" in kwargs:
-            kwargs.pop("max_new_tokens", None)
-        hf: Any = self.hf
-        if stream:
-            if len(batch.ids) != 1:
-                raise InputError(f"stream=True takes one prompt, not {len(batch.ids)}")
-            return stream_text(hf, self.tokenizer, run, kwargs)
-        with run:
-            found = hf.generate(**kwargs)
-        ids = found if isinstance(found, Tensor) else found.sequences
-        texts = [self._new_text(row) for row in ids[:, batch.ids.shape[1] :]]
-        each = len(texts) // len(batch.ids)
-        grouped = texts if each == 1 else [texts[i : i + each] for i in range(0, len(texts), each)]
-        return grouped[0] if single else grouped
-
-    def _new_text(self, ids: Tensor) -> Any:
-        if self.tokenizer is None:
-            return ids.tolist()
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     # -- resuming ----------------------------------------------------------------------------------------------------
 
@@ -426,20 +337,3 @@ _VOLATILE = {
     "output_attentions",
     "return_dict",
 }
-
-
-def _rows(parts: Sequence[Any], rows: Any) -> Tensor | None:
-    banks = [part.intervention for part in parts if part.intervention.banked]
-    if rows is None:
-        return None
-    if not banks:
-        raise EditError("rows= picks rows of a Bank, and the Edit holds none")
-    chosen = torch.as_tensor(rows, dtype=torch.long)
-    if chosen.ndim != 1 or not len(chosen):
-        raise EditError(f"rows is one row number a prompt, not {rows!r}")
-    for bank in banks:
-        bank.check_rows(chosen.tolist())
-    return chosen
-
-
-__all__ = ["Model", "Output", "Row", "Stop"]

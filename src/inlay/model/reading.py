@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from inlay.errors import InputError, ResumeError
+from inlay.errors import InputError, ResumeError, SiteError
 from inlay.model import activations as disk
 from inlay.model.activations import Activations, merge
-from inlay.model.engine import Run, Stop, Want
+from inlay.model.at_site import gathered
+from inlay.model.engine import Run
 from inlay.model.inputs import Row, pad, plan_batches
+from inlay.model.passes import Stop, Want
+from inlay.model.running import make_run, wanted
 from inlay.model.sites import HEADED, Site
 from inlay.model.tokens import Given, InstEnd, Range, Tokens
 
@@ -81,7 +84,7 @@ def read(
         InlayError: prompts, Sites, Tokens or Edit do not fit; see their classes.
     """
     data = model.encoder.rows(prompts, responses, chat)
-    wants = model._wants(sites, tokens, before)
+    wants = wanted(model, sites, tokens, before)
     if batch_tokens < 1 or shard_rows < 1:
         raise InputError(f"batch_tokens={batch_tokens} and shard_rows={shard_rows} must be at least 1")
     batches = plan_batches(data, batch_tokens)
@@ -138,17 +141,16 @@ def _read_batch(
 ) -> Activations:
     batch = pad(data, model.pad_id, model.device)
     if grads is False:
-        run = model._run(edit, wants, prompt_mask=batch.prompt, stop=True, **per_row)
-        kwargs: dict[str, Any] = {}
-        positional = model._arguments(batch, kwargs)
+        run = make_run(model, edit, wants, prompt_mask=batch.prompt, stop=True, **per_row)
+        args, kwargs = model.arguments(batch)
         with torch.no_grad(), run, until_stopped():
-            model.hf(*positional, **kwargs)
+            model.hf(*args, **kwargs)
         found = collect(run)
         assert found is not None
         return found
-    run = model._run(edit, wants, prompt_mask=batch.prompt, grads=True, **per_row)
+    run = make_run(model, edit, wants, prompt_mask=batch.prompt, grads=True, **per_row)
     with torch.enable_grad():
-        output = model._forward(run, batch)
+        output = model.run_batch(run, batch)
         loss = grads(output) if callable(grads) else _next_token_loss(output, batch.ids, batch.mask, batch.prompt)
         return _with_gradients(run, loss)
 
@@ -163,6 +165,9 @@ def _next_token_loss(output: Output, ids: Tensor, mask: Tensor, prompt: Tensor |
 
 def _with_gradients(run: Run, loss: Tensor) -> Activations:
     wholes = [taken[-1].whole for taken in run.taken]
+    for want, whole in zip(run.wants, wholes, strict=True):
+        if whole is None or not whole.requires_grad:
+            raise SiteError(f"{want.site}: no gradient reaches this Site; read it without grads=")
     found = torch.autograd.grad(loss, [w for w in wholes if w is not None], allow_unused=True)
     acts = collect(run)
     assert acts is not None and run.last is not None
@@ -171,7 +176,7 @@ def _with_gradients(run: Run, loss: Tensor) -> Activations:
         assert whole is not None
         place = run.sites.place(want.site)
         h = place.get(torch.zeros_like(whole) if gradient is None else gradient, run.last.frame.rows)
-        picked = run.gathered(index, h, run.last)
+        picked = gathered(run, index, h, run.last)
         gradients[str(want.site)] = _shaped(run, want, picked, acts.mask)
     return Activations({n: t.detach() for n, t in acts.items()}, acts.mask, gradients)
 

@@ -16,8 +16,12 @@ from torch import Tensor, nn
 from inlay.errors import SiteError
 from inlay.model import patch
 from inlay.model.inputs import Batch, pad
+from inlay.model.passes import Want
 from inlay.model.places import Place
+from inlay.model.reading import until_stopped
+from inlay.model.running import make_run, wanted
 from inlay.model.sites import Site
+from inlay.model.tokens import Tokens
 
 if TYPE_CHECKING:
     from inlay.model.engine import Run
@@ -71,18 +75,13 @@ def states(
     Raises:
         SiteError: another kind of Site, or more than one.
     """
-    from inlay.model.engine import Want
-    from inlay.model.reading import until_stopped
-    from inlay.model.tokens import Tokens
-
     where = _one(model, site)
     batch = pad(model.encoder.rows(prompts, responses, chat), model.pad_id, model.device)
     wants = [Want(where, Tokens.parse("all"))]
-    run = model._run(edit, wants, rows=rows, strength=strength, prompt_mask=batch.prompt, stop=True, whole=True)
-    kwargs: dict[str, Any] = {}
-    positional = model._arguments(batch, kwargs)
+    run = make_run(model, edit, wants, rows=rows, strength=strength, prompt_mask=batch.prompt, stop=True, whole=True)
+    args, kwargs = model.arguments(batch)
     with torch.no_grad(), run, until_stopped():
-        model.hf(*positional, **kwargs)
+        model.hf(*args, **kwargs)
     whole = run.taken[0][0].whole
     assert whole is not None
     return States(where, whole, batch)
@@ -113,8 +112,9 @@ def resume(
         EditError: a part of the Edit lies below the states.
     """
     batch = states.batch
-    wants = model._wants(read, tokens, before)
-    run = model._run(
+    wants = wanted(model, read, tokens, before)
+    run = make_run(
+        model,
         edit,
         wants,
         rows=rows,
@@ -125,7 +125,7 @@ def resume(
     if loss:
         real = batch.mask.bool() if batch.prompt is None else batch.mask.bool() & ~batch.prompt
         kwargs["labels"] = batch.ids.masked_fill(~real, -100)
-    return model._forward(run, batch, **kwargs)
+    return model.run_batch(run, batch, **kwargs)
 
 
 def _one(model: Model, site: str | Site) -> Site:

@@ -1,0 +1,132 @@
+"""What happens at one Site in one forward: a part of the Edit is applied, or the wanted tokens are kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from inlay.errors import EditError
+from inlay.model.call import Call, State
+from inlay.model.frame import Frame, Selection
+from inlay.model.passes import Pass, Stop, Taken
+
+if TYPE_CHECKING:
+    from inlay.model.engine import Run
+
+
+def write(
+    run: Run,
+    index: int,
+    h: Tensor,
+    given: Tensor | None = None,
+    selection: Selection | None = None,
+    frame: Frame | None = None,
+) -> Tensor:
+    """Part `index` applied to a Site's tensor h [R, T, W]; `given` is the module's input.
+
+    `selection` and `frame` replace the pass's own where h does not cover the call's positions (cached keys).
+    """
+    now = run.current
+    frame = frame or now.frame
+    chosen = selection if selection is not None else now.chosen[index]
+    if chosen.empty:
+        return h
+    part = run.parts[index]
+    needs = part.intervention.needs
+    source = mask = None
+    if index in run.constants:
+        source = run.constants[index]
+    elif index in run.sources:
+        source, mask = _source(run, index, h, frame)
+    call = Call(
+        strength=_scaled(now.strength, run.factors[index], h),
+        source=source,
+        input=given if "input" in needs else None,
+        positions=frame.positions() if "positions" in needs else None,
+    )
+    if not torch.compiler.is_compiling():
+        run.reached[index] = True
+    new = part.intervention.transform(h, _beside(run, index, now.states[index], h.device), call)
+    if new.shape != h.shape:
+        raise EditError(f"{part.site}: the intervention returned {list(new.shape)} for {list(h.shape)}")
+    new = new.to(h.dtype)
+    if chosen.mask is not None:
+        mask = chosen.mask if mask is None else mask & chosen.mask
+    return new if mask is None else torch.where(mask.to(h.device)[..., None], new, h)
+
+
+def _source(run: Run, index: int, h: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+    """The source's values paired with h, [R, T, W], and where there is one to pair, bool [R, T]."""
+    values, real = run.sources[index]
+    rank = frame.order(run.specs[index], frame.prompt.tables[index])
+    count: Tensor | int = values.shape[1] if real is None else _spread(real.sum(1, keepdim=True), h.shape[0])
+    inside = rank < (count.to(rank.device) if isinstance(count, Tensor) else count)
+    values = _spread(values, h.shape[0]).to(h.device, h.dtype)
+    place = rank.clamp(max=values.shape[1] - 1).to(h.device).expand(h.shape[0], -1)
+    return values.gather(1, place[..., None].expand(-1, -1, h.shape[-1])), inside
+
+
+def _beside(run: Run, index: int, state: State, device: torch.device) -> State:
+    """The state on the Site's device."""
+    if all(tensor.device == device for tensor in state.values()):
+        return state
+    return {name: run.near(index, name, tensor, device) for name, tensor in state.items()}
+
+
+def read(run: Run, index: int, h: Tensor, whole: Tensor, fragile: bool = False) -> None:
+    """Keep what want `index` asks for of a Site's tensor h [R, T, W]."""
+    if run.replaying:
+        return
+    where = _gather(run, index, h, run.current)
+    values = gathered(run, index, h, run.current)
+    if fragile and values is h:
+        values = h.clone()
+    real = None if where is None else where[1]
+    run.taken[index].append(Taken(values, real, whole if run.whole else None))
+    if run.stop and all(run.taken):
+        raise Stop
+
+
+def gathered(run: Run, index: int, h: Tensor, now: Pass) -> Tensor:
+    """The positions of h [R, T, W] that want `index` asks for, side by side, [R, k, W]."""
+    where = _gather(run, index, h, now)
+    if where is None:
+        return h
+    return h.gather(1, where[0].to(h.device)[..., None].expand(-1, -1, h.shape[-1]))
+
+
+def _gather(run: Run, index: int, h: Tensor, now: Pass) -> tuple[Tensor, Tensor] | None:
+    """Positions [R, k] of the wanted tokens, in order, and which are real; `None` where that is every position."""
+    spec = len(run.parts) + index
+    if spec not in now.gathers:
+        chosen = now.chosen[spec]
+        mask = now.frame.attended() if run.specs[spec].everything else chosen.mask
+        if chosen.empty:
+            mask = torch.zeros(h.shape[0], h.shape[1], dtype=torch.bool, device=h.device)
+        now.gathers[spec] = None if mask is None else _positions(mask.expand(h.shape[0], -1))
+    return now.gathers[spec]
+
+
+def _spread(values: Tensor, rows: int) -> Tensor:
+    """Values of some rows, [r, ...], for the R rows of a batch: one for all, or each for its own share."""
+    if values.shape[0] == 1:
+        return values.expand(rows, *values.shape[1:])
+    return values if values.shape[0] == rows else values.repeat_interleave(rows // values.shape[0], 0)
+
+
+def _positions(mask: Tensor) -> tuple[Tensor, Tensor]:
+    most = int(mask.sum(1).max())
+    where = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+    return where, mask.gather(1, where)
+
+
+def _scaled(call: Tensor | None, part: Tensor | None, h: Tensor) -> Tensor | None:
+    """The call's strength times the part's own, in h's dtype: `None`, 0-d or [R, 1, 1]."""
+    if call is None and part is None:
+        return None
+    total = part if call is None else call if part is None else call * part.to(call.device)
+    assert total is not None
+    total = total.to(h.device)
+    return total.reshape(-1, 1, 1) if total.ndim else total

@@ -1,0 +1,98 @@
+"""From an Edit's parts and the wanted Sites to layers on modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from inlay.errors import SiteError
+from inlay.model.following import Planned, RootLayer, follow
+from inlay.model.layers import ATTENTION_SIDES, AttentionLayer, Keep, Read, RouterLayer, SiteLayer, Write, WriteMid
+from inlay.model.places import Place
+from inlay.model.sites import Site
+
+if TYPE_CHECKING:
+    from inlay.model.engine import Run
+
+
+def plan(run: Run) -> list[Planned]:
+    """Everything that a run puts around its model's methods, in the order in which it is put there.
+
+    Raises:
+        SiteError: a Site does not exist, or a raw path leads nowhere.
+        EditError: an intervention does not fit its Site.
+    """
+    planned: list[Planned] = follow(run)
+    for place in _roots(run):
+        planned.append((run.base.get_submodule(place.path), "forward", RootLayer(run, place)))
+    at: dict[tuple[str, str], SiteLayer | RouterLayer | AttentionLayer] = {}
+
+    def layer_at(place: Place) -> SiteLayer | RouterLayer | AttentionLayer:
+        kind = "attention" if place.side in ATTENTION_SIDES else "router" if place.side == "linear" else "site"
+        if (place.path, kind) not in at:
+            module = run.base.get_submodule(place.path)
+            made: SiteLayer | RouterLayer | AttentionLayer
+            if kind == "attention":
+                made = AttentionLayer(run, module)
+            else:
+                made = RouterLayer(run) if kind == "router" else SiteLayer(run)
+            at[place.path, kind] = made
+            planned.append((module, "forward", made))
+        return at[place.path, kind]
+
+    def add(place: Place, op: Any) -> None:
+        layer = layer_at(place)
+        if isinstance(layer, AttentionLayer):
+            layer.ops[place.side].append(op)
+        elif isinstance(layer, RouterLayer):
+            layer.ops.append(op)
+        else:
+            side = layer.inputs if place.side == "in" else layer.outputs
+            side.setdefault(place.key, []).append(op)
+            if isinstance(op, Write) and "input" in run.parts[op.index].intervention.needs:
+                layer.needs_input = True
+
+    for index, want in enumerate(run.wants):
+        if want.before:
+            place = place_of(run, want.site)
+            add(place, Read(run, place, index))
+    for index, part in enumerate(run.parts):
+        place = place_of(run, part.site)
+        part.intervention.check(place.width, str(part.site))
+        if part.site.name == "resid_mid":
+            _plan_mid(run, part.site, index, add)
+        else:
+            add(place, Write(run, place, index))
+    for index, want in enumerate(run.wants):
+        if not want.before:
+            place = place_of(run, want.site)
+            add(place, Read(run, place, index))
+    return planned
+
+
+def _plan_mid(run: Run, site: Site, index: int, add: Callable[[Place, Any], None]) -> None:
+    layer = site.layer
+    assert layer is not None
+    pre, out = run.sites.place(Site("resid_pre", layer)), run.sites.place(Site("attn_out", layer))
+    add(pre, Keep(run, pre, layer))
+    add(out, WriteMid(run, out, index, layer))
+
+
+def place_of(run: Run, site: Site) -> Place:
+    """Where a Site of one layer lies in the run's model."""
+    if site.name != "module":
+        return run.sites.place(site)
+    try:
+        run.base.get_submodule(site.path)
+    except AttributeError:
+        raise SiteError(f"{site}: {type(run.base).__name__} has no module {site.path!r}") from None
+    return Place(site.path, site.side, "first", width=0)
+
+
+def _roots(run: Run) -> list[Place]:
+    """Where gradients start: the first block's input, and the embeddings when those are wanted."""
+    if not run.grads:
+        return []
+    names = ["embed"] * any(want.site.name == "embed" for want in run.wants) + ["resid_pre"]
+    found = [run.sites.places.get(name, {}) for name in names]
+    return [next(iter(places.values())) for places in found if places]

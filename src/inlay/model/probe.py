@@ -1,0 +1,99 @@
+"""Run two tokens through a model and note what every module takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inlay.model.places import Place
+
+
+@dataclass
+class Seen:
+    """What one module took and gave in the probe run."""
+
+    took: Tensor | None = None
+    took_key: int | str | None = None
+    gave: Tensor | None = None
+    gave_key: int | None = None
+    gave_items: int = 0
+
+
+def probe(base: nn.Module, example: Mapping[str, Any] | Tensor | None = None) -> dict[str, Seen]:
+    """What every module took and gave in a run of two tokens, in eval mode and without gradients.
+
+    The modules' modes are as before afterwards, and no hook is left.
+
+    Args:
+        base: the causal language model.
+        example: inputs for the run, for models that do not take `input_ids`.
+    """
+    seen: dict[str, Seen] = {}
+    handles = []
+
+    def watch(path: str, module: nn.Module) -> None:
+        def before(_: nn.Module, args: Any, kwargs: Any) -> None:
+            one = seen.setdefault(path, Seen())
+            named = [(i, a) for i, a in enumerate(args)] + list(kwargs.items())
+            for key, value in named:
+                if isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= 2:
+                    one.took, one.took_key = value.detach().clone(), key
+                    return
+
+        def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            one = seen.setdefault(path, Seen())
+            if isinstance(output, (tuple, list)):
+                one.gave_items = len(output)
+                one.gave_key = next((i for i, v in enumerate(output) if isinstance(v, Tensor)), None)
+                if one.gave_key is not None:
+                    one.gave = output[one.gave_key].detach().clone()
+            elif isinstance(output, Tensor):
+                one.gave = output.detach().clone()
+
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(after, with_kwargs=True))
+
+    modes = [(m, m.training) for m in base.modules()]
+    try:
+        for path, module in base.named_modules():
+            watch(path, module)
+        for module, _ in modes:
+            module.training = False
+        with torch.no_grad():
+            _run(base, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes:
+            module.training = mode
+    return seen
+
+
+def _run(base: nn.Module, example: Mapping[str, Any] | Tensor | None) -> None:
+    if isinstance(example, Mapping):
+        base(**example)
+        return
+    if example is None:
+        device = next((p.device for p in base.parameters() if p.device.type != "meta"), torch.device("cpu"))
+        example = torch.tensor([[0, 1]], device=device)
+    base(example, use_cache=False) if hasattr(base, "config") else base(example)
+
+
+def took(path: str, seen: Mapping[str, Seen], **more: Any) -> Place | None:
+    """The place of what a module took, `None` where the run did not call it."""
+    one = seen.get(path)
+    if one is None or one.took is None:
+        return None
+    return Place(path, "in", one.took_key, width=one.took.shape[-1], flat=one.took.ndim == 2, **more)
+
+
+def gave(path: str, seen: Mapping[str, Seen], **more: Any) -> Place | None:
+    """The place of what a module gave, `None` where the run did not call it."""
+    one = seen.get(path)
+    if one is None or one.gave is None:
+        return None
+    return Place(path, "out", one.gave_key, width=one.gave.shape[-1], flat=one.gave.ndim == 2, **more)
