@@ -91,7 +91,17 @@ def print_table(model: Model) -> None:
 
     console = Console()
     console.print(Text(f"{model.name}: {model.sites().family}, {model.layers} layers, width {model.width}"))
-    table = Table("Site", "layers", "width", "heads", Column("module", overflow="fold"), "side", box=SIMPLE)
+    table = Table(
+        "Site",
+        "layers",
+        "width",
+        "heads",
+        Column("module", overflow="fold"),
+        "side",
+        box=SIMPLE,
+        padding=(0, 1),
+        pad_edge=False,
+    )
     for row in rows(model):
         width = "keys" if row.width is None else str(row.width)
         module = row.module.replace("{layer}", "*")

@@ -30,7 +30,7 @@ def write(
     """
     now = run.current
     frame = frame or now.frame
-    chosen = selection if selection is not None else now.chosen[index]
+    chosen = selection if selection is not None else now.chosen[run.spec_of[index]]
     if chosen.empty:
         return h
     part = run.parts[index]
@@ -48,7 +48,7 @@ def write(
     )
     if not torch.compiler.is_compiling():
         run.reached[index] = True
-    new = part.intervention.transform(h, _beside(run, index, now.states[index], h.device), call)
+    new = part.intervention.transform(h, _state(run, run.transform_of[index], h.device), call)
     if new.shape != h.shape:
         raise EditError(f"{part.site}: the intervention returned {list(new.shape)} for {list(h.shape)}")
     new = new.to(h.dtype)
@@ -60,7 +60,8 @@ def write(
 def _source(run: Run, index: int, h: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
     """The source's values paired with h, [R, T, W], and where there is one to pair, bool [R, T]."""
     values, real = run.sources[index]
-    rank = frame.order(run.specs[index], frame.prompt.tables[index])
+    spec = run.spec_of[index]
+    rank = frame.order(run.specs[spec], frame.prompt.tables[spec])
     count: Tensor | int = values.shape[1] if real is None else _spread(real.sum(1, keepdim=True), h.shape[0])
     inside = rank < (count.to(rank.device) if isinstance(count, Tensor) else count)
     values = _spread(values, h.shape[0]).to(h.device, h.dtype)
@@ -68,8 +69,9 @@ def _source(run: Run, index: int, h: Tensor, frame: Frame) -> tuple[Tensor, Tens
     return values.gather(1, place[..., None].expand(-1, -1, h.shape[-1])), inside
 
 
-def _beside(run: Run, index: int, state: State, device: torch.device) -> State:
-    """The state on the Site's device."""
+def _state(run: Run, index: int, device: torch.device) -> State:
+    """The state of transform `index` on the Site's device."""
+    state = run.current.states[index]
     if all(tensor.device == device for tensor in state.values()):
         return state
     return {name: run.near(index, name, tensor, device) for name, tensor in state.items()}
@@ -99,7 +101,7 @@ def gathered(run: Run, index: int, h: Tensor, now: Pass) -> Tensor:
 
 def _gather(run: Run, index: int, h: Tensor, now: Pass) -> tuple[Tensor, Tensor] | None:
     """Positions [R, k] of the wanted tokens, in order, and which are real; `None` where that is every position."""
-    spec = len(run.parts) + index
+    spec = run.spec_of[len(run.parts) + index]
     if spec not in now.gathers:
         chosen = now.chosen[spec]
         mask = now.frame.attended() if run.specs[spec].everything else chosen.mask

@@ -64,11 +64,15 @@ class Run:
         self.replaying = False
         self.installed = False
         self.calls, self.compiled = 0, False
-        self.counts: list[Tensor | int] = [0] * len(parts)
         self.reached = [False] * len(parts)
         self.factors = [None if p.strength is None else torch.tensor(float(p.strength)) for p in parts]
         self.taken: list[list[Taken]] = [[] for _ in wants]
-        self.specs = [part.tokens for part in parts] + [want.tokens for want in wants]
+        asked = [*(part.tokens for part in parts), *(want.tokens for want in wants)]
+        self.specs = list(dict.fromkeys(asked))
+        self.spec_of = [self.specs.index(tokens) for tokens in asked]
+        self.counts: list[Tensor | int] = [0] * len(self.specs)
+        self.transforms = list({id(part.intervention): part.intervention for part in parts}.values())
+        self.transform_of = [[t is p.intervention for t in self.transforms].index(True) for p in parts]
         self.inside = False
         self._near: dict[tuple[int, str, torch.device], tuple[Tensor, int, Tensor]] = {}
         for index, part in enumerate(parts):
@@ -153,7 +157,7 @@ class Run:
             self.settle(prompt)
         device = prompt.device
         rows, strength = self._per_row(self.rows, frame, device), self._per_row(self.strength, frame, device)
-        states = [self._state(i, part, rows) for i, part in enumerate(self.parts)]
+        states = [self._state(index, rows) for index in range(len(self.transforms))]
         chosen = [frame.select(spec, table) for spec, table in zip(self.specs, prompt.tables, strict=True)]
         self.now = Pass(frame, states, chosen, strength)
         if torch.compiler.is_compiling():
@@ -217,10 +221,11 @@ class Run:
         value = value.to(device)
         return value if frame.expand == 1 else value.repeat_interleave(frame.expand, 0)
 
-    def _state(self, index: int, part: PartLike, rows: Tensor | None) -> State:
-        state = part.intervention.state()
-        if not part.intervention.banked:
-            return dict(state)
+    def _state(self, index: int, rows: Tensor | None) -> State:
+        transform = self.transforms[index]
+        state: State = transform.state()
+        if not transform.banked:
+            return state
         assert rows is not None
         gathered = {"rows": rows}
         for name, table in state.items():
@@ -229,7 +234,7 @@ class Run:
         return gathered
 
     def near(self, index: int, name: str, tensor: Tensor, device: torch.device) -> Tensor:
-        """A tensor of part `index` on a device; a fixed one is copied there once, not once a step."""
+        """A tensor of transform `index` on a device; a fixed one is copied there once, not once a step."""
         if tensor.device == device:
             return tensor
         if tensor.requires_grad or tensor.grad_fn is not None or torch.compiler.is_compiling():
@@ -240,22 +245,17 @@ class Run:
         return known[2]
 
     def _count(self, frame: Frame) -> None:
-        if self.replaying:
-            return
-        for index in range(len(self.parts)):
+        for index in set(self.spec_of[: len(self.parts)]):
             chosen = self.current.chosen[index]
             if chosen.empty:
                 continue
-            if chosen.mask is None:
-                here = frame.attended()
-                self.counts[index] = self.counts[index] + (frame.rows * frame.length if here is None else here.sum())
-            else:
-                times = frame.rows // chosen.mask.shape[0]
-                self.counts[index] = self.counts[index] + chosen.mask.sum() * times
+            mask = frame.attended() if chosen.mask is None else chosen.mask
+            here = frame.rows * frame.length if mask is None else mask.sum() * (frame.rows // mask.shape[0])
+            self.counts[index] = self.counts[index] + here
 
     def _check_sources(self, prompt: Prompt) -> None:
         for index, (values, real) in self.sources.items():
-            spec, table = self.specs[index], prompt.tables[index]
+            spec, table = self.specs[self.spec_of[index]], prompt.tables[self.spec_of[index]]
             if spec.tail or torch.compiler.is_compiling():
                 continue
             mine = prompt.part("all" if spec.everything else "prompt") if table is None else table
@@ -278,14 +278,14 @@ class Run:
         """Attended positions that each part changed so far; `None` when every forward ran inside compiled code."""
         if not self.calls:
             return None
-        return [int(n) if reached else 0 for n, reached in zip(self.counts, self.reached, strict=True)]
+        return [int(self.counts[self.spec_of[i]]) if reached else 0 for i, reached in enumerate(self.reached)]
 
     def _need_touched(self) -> None:
         for index, count in enumerate(self.touched or []):
             if count:
                 continue
             part, spec = self.parts[index], str(self.parts[index].tokens)
-            why = "its module did not run" if int(self.counts[index]) else "no position was selected"
+            why = "its module did not run" if int(self.counts[self.spec_of[index]]) else "no position was selected"
             raise EditError(
                 f"part {index} of the Edit ({part.site}, tokens={spec!r}) changed nothing in {self.calls} forward "
                 f"call(s): {why}. Decoding feeds the first new token only in its second call; text without a marked "

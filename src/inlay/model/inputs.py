@@ -149,9 +149,7 @@ class Encoder:
         said = self.decode(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
         if _SENTINEL in said:
             return said.rpartition(_SENTINEL)[2]
-        return self.decode(
-            self.tokenizer(behind, add_special_tokens=False)["input_ids"]
-        )  # the sentinel is no known word
+        return self.decode(self.tokenizer(behind, add_special_tokens=False)["input_ids"])
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids as text, special tokens included."""

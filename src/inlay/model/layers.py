@@ -226,8 +226,8 @@ class AttentionLayer(Layer):
             )
         first = frame.start + frame.length - whole.shape[2]
         keys = Frame(frame.prompt, frame.rows, whole.shape[2], first)
-        spec = self.run.specs[op.index]
-        chosen = keys.select(spec, frame.prompt.tables[op.index])
+        spec = self.run.spec_of[op.index]
+        chosen = keys.select(self.run.specs[spec], frame.prompt.tables[spec])
         h = op.place.get(whole, frame.rows)
         new = at_site.write(self.run, op.index, h, selection=chosen, frame=keys)
         return whole if new is h else op.place.put(whole, new, frame.rows)
