@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -27,19 +28,24 @@ class Intervention(nn.Module):
         needs: which of `source`, `input`, `positions` its `transform` takes from the call.
         neutral: for each tensor of the state the value that leaves h as it is, used as row 0 of a Bank; a kind without
             one is masked out instead.
+        holds: the names of the state's tensors, which `rebuild` insists on; empty for a kind that decides by itself.
+            `dims` may always be there too.
         banked: whether it is a Bank.
+        pooled: whether `reduce` makes a constant of all of its source's rows.
     """
 
     kind: ClassVar[str] = ""
     needs: frozenset[str] = frozenset()
     neutral: ClassVar[Mapping[str, float] | None] = None
+    holds: ClassVar[tuple[str, ...]] = ()
     banked: bool = False
+    pooled: bool = False
 
     kinds: ClassVar[dict[str, type[Intervention]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.kind:
+        if "kind" in cls.__dict__:
             Intervention.kinds[cls.kind] = cls
 
     def transform(self, h: Tensor, state: State, call: Call) -> Tensor:
@@ -58,22 +64,42 @@ class Intervention(nn.Module):
         return {**dict(self.named_parameters()), **dict(self.named_buffers())}
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments that are not tensors of the state, as JSON values."""
+        """The attributes that are not tensors of the state and decide what it does, as JSON values."""
         return {}
 
     @classmethod
     def rebuild(cls, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Intervention:
-        """The intervention that had this state and this config.
+        """The intervention that had this state and this config, bit for bit.
+
+        The tensors of the state and the values of the config become attributes again, without a call of the
+        constructor; a kind whose constructor makes more than these overrides it.
 
         Raises:
-            EditError: the state does not fit the kind.
+            EditError: a tensor is missing, or there is one too many.
         """
-        return cls(**state, **config)
+        if cls.holds and set(state) - {"dims"} != set(cls.holds):
+            raise EditError(f"{cls.__name__} holds {', '.join(cls.holds)}, not {', '.join(state) or 'nothing'}")
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        for name, tensor in state.items():
+            keep(made, name, tensor)
+        for name, value in config.items():
+            setattr(made, name, value)
+        return made
 
     def sources(self) -> tuple[Any, ...]:
         """The Sources whose activations it takes."""
         source = getattr(self, "source", None)
         return () if source is None else (source,)
+
+    def picked(self, model: Any, rows: Sequence[int], total: int) -> Intervention:
+        """The same for some of `total` base rows: where it has paired sources, with those rows of them."""
+        source = getattr(self, "source", None)
+        if source is None or self.pooled:
+            return self
+        mine = copy.copy(self)
+        mine.__dict__["source"] = source.pick(model, rows, total)
+        return mine
 
     def reduce(self, values: Tensor, real: Tensor | None) -> Tensor | None:
         """A constant [1, 1, width] made of the source's values; `None`: they are paired with h token by token."""
@@ -94,11 +120,7 @@ class Intervention(nn.Module):
         have = self.width()
         if have is not None and have != width:
             raise SiteError(f"{type(self).__name__} has width {have}, and {site} has width {width}")
-        dims = getattr(self, "dims", None)
-        if isinstance(dims, Tensor) and dims.numel() and int(dims.max()) >= width:
-            raise SiteError(
-                f"{type(self).__name__}: dimension {int(dims.max())} is out of range at {site}, of width {width}"
-            )
+        check_dims(self.state().get("dims"), width, site, type(self).__name__)
 
     def width(self) -> int | None:
         """The width it is made for; `None` where it fits every width."""
@@ -115,7 +137,10 @@ def vector(values: Any, name: str) -> Tensor:
     Raises:
         EditError: it is not one-dimensional, empty, or holds NaN or infinity.
     """
-    tensor = values if isinstance(values, Tensor) else torch.as_tensor(values)
+    try:
+        tensor = values if isinstance(values, Tensor) else torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise EditError(f"{name} is one vector [width], not {values!r:.60}: {error}") from error
     if tensor.ndim != 1 or not tensor.numel():
         raise EditError(f"{name} is one vector [width], not a tensor of shape {list(tensor.shape)}")
     if not tensor.is_floating_point():
@@ -127,16 +152,19 @@ def vector(values: Any, name: str) -> Tensor:
 
 
 def unit(values: Any, name: str) -> Tensor:
-    """`vector`, scaled to length 1 in float32.
+    """`vector`, scaled to length 1, in float32 or float64.
 
     Raises:
         EditError: as `vector`, or its length is 0.
     """
-    direction = vector(values, name).float()
-    length = float(torch.linalg.vector_norm(direction.detach()))
+    direction = vector(values, name)
+    if isinstance(values, Tensor) and values.requires_grad:
+        raise EditError(f"{name} is scaled to length 1 once and would not train; give its tensor, .detach()ed")
+    wide = direction.double()
+    length = float(torch.linalg.vector_norm(wide.detach()))
     if length == 0:
         raise EditError(f"{name} has length 0 and so no direction")
-    return direction / length
+    return (wide / length).to(torch.promote_types(direction.dtype, torch.float32))
 
 
 def dimensions(dims: Dims) -> Tensor | None:
@@ -151,12 +179,25 @@ def dimensions(dims: Dims) -> Tensor | None:
         if dims.stop is None or dims.stop < 0 or (dims.start or 0) < 0:
             raise EditError(f"dims={dims}: give a slice with a start and an end from 0, such as slice(0, 8)")
         dims = list(range(dims.stop))[dims]
-    index = torch.as_tensor(dims)
+    try:
+        index = torch.as_tensor(dims)
+    except (TypeError, ValueError, RuntimeError):
+        raise EditError(f"dims is a list of dimensions from 0, a slice or a bool mask [width], not {dims!r}") from None
     if index.dtype == torch.bool:
         index = index.nonzero().flatten()
     if index.ndim != 1 or not index.numel() or index.is_floating_point() or int(index.min()) < 0:
         raise EditError(f"dims is a list of dimensions from 0, a slice or a bool mask [width], not {dims!r}")
     return index.long()
+
+
+def check_dims(dims: Tensor | None, width: int, site: str, what: str) -> None:
+    """Raise where a dimension lies outside of a Site's width.
+
+    Raises:
+        SiteError: it does.
+    """
+    if dims is not None and width > 0 and int(dims.max()) >= width:
+        raise SiteError(f"{what}: dimension {int(dims.max())} is out of range at {site}, of width {width}")
 
 
 def keep(module: nn.Module, name: str, tensor: Tensor) -> None:
@@ -165,6 +206,14 @@ def keep(module: nn.Module, name: str, tensor: Tensor) -> None:
         module.register_parameter(name, tensor)
     else:
         module.register_buffer(name, tensor.detach().clone())
+
+
+def restore(module: Intervention, name: str, tensor: Tensor) -> None:
+    """Put a tensor, with its dtype, in the place of the one that `module.state()` gives under `name`."""
+    there = module.state()[name]
+    there.data = tensor.detach()
+    if isinstance(there, nn.Parameter):
+        there.requires_grad_(tensor.requires_grad if isinstance(tensor, nn.Parameter) else there.requires_grad)
 
 
 def at_dims(h: Tensor, new: Tensor, state: State) -> Tensor:

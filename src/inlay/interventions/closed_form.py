@@ -22,6 +22,7 @@ class Add(Intervention):
     """
 
     kind = "add"
+    holds = ("vector",)
     neutral: ClassVar[Mapping[str, float] | None] = {"vector": 0.0}
 
     def __init__(self, vector: Any) -> None:
@@ -48,28 +49,26 @@ class Clamp(Intervention):
         high: the greatest one; `low` where it is not given.
 
     Raises:
-        EditError: `low` is greater than `high`.
+        EditError: `low` is greater than `high`, or the component would be set to infinity.
     """
 
     kind = "clamp"
+    holds = ("direction", "low", "high")
 
     def __init__(self, direction: Any, low: float, high: float | None = None) -> None:
         super().__init__()
         high = low if high is None else high
         if not low <= high:
             raise EditError(f"Clamp(low={low}, high={high}): low must not be above high")
+        if low == high and abs(low) == float("inf"):
+            raise EditError(f"Clamp(low={low}): a component is set to a finite number")
         keep(self, "direction", unit(direction, "Clamp(direction)"))
-        keep(self, "low", torch.tensor(float(low)))
-        keep(self, "high", torch.tensor(float(high)))
+        keep(self, "low", torch.tensor(float(low), dtype=torch.float64))
+        keep(self, "high", torch.tensor(float(high), dtype=torch.float64))
 
     def width(self) -> int:
         """The length of the direction's vector."""
         return int(self.state()["direction"].shape[-1])
-
-    @classmethod
-    def rebuild(cls, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Intervention:
-        """From its stored state."""
-        return cls(state["direction"], float(state["low"]), float(state["high"]))
 
     def transform(self, h: Tensor, state: State, call: Call) -> Tensor:
         """See `families.clamp`."""
@@ -84,6 +83,7 @@ class Ablate(Intervention):
     """
 
     kind = "ablate"
+    holds = ("direction",)
 
     def __init__(self, direction: Any) -> None:
         super().__init__()
@@ -112,17 +112,26 @@ class Project(Intervention):
     """
 
     kind = "project"
+    holds = ("basis",)
 
-    def __init__(self, basis: Tensor, keep: bool = False) -> None:
+    def __init__(self, basis: Any, keep: bool = False) -> None:
         super().__init__()
+        if isinstance(basis, Tensor) and basis.requires_grad:
+            raise EditError("Project(basis) is orthonormalised once and would not train; give its tensor, .detach()ed")
+        try:
+            basis = torch.as_tensor(basis)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise EditError(f"Project(basis) is a matrix [width, r], not {basis!r:.60}: {error}") from error
         if basis.ndim != 2 or basis.shape[1] > basis.shape[0]:
             raise EditError(f"Project(basis) is [width, r] with r <= width, not {list(basis.shape)}")
         if not torch.isfinite(basis).all():
             raise EditError("Project(basis) holds values that are NaN or infinite")
+        basis = basis if basis.is_floating_point() else basis.float()
         columns, upper = torch.linalg.qr(basis.detach().double())
-        if bool((upper.diagonal().abs() < 1e-10 * upper.abs().max()).any()):
+        least = 16 * torch.finfo(basis.dtype).eps * float(upper.abs().max())
+        if bool((upper.diagonal().abs() <= least).any()):
             raise EditError("Project(basis): the columns are not independent; give a basis of the subspace")
-        self.register_buffer("basis", columns.to(torch.float32))
+        self.register_buffer("basis", columns.to(torch.promote_types(basis.dtype, torch.float32)).contiguous())
         self.keep = keep
 
     def width(self) -> int:
@@ -132,13 +141,6 @@ class Project(Intervention):
     def config(self) -> dict[str, Any]:
         """Whether the subspace is kept."""
         return {"keep": self.keep}
-
-    @classmethod
-    def rebuild(cls, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Intervention:
-        """From its stored, orthonormal basis, bit for bit."""
-        made = cls(state["basis"], **config)
-        made.basis = state["basis"].clone()
-        return made
 
     def transform(self, h: Tensor, state: State, call: Call) -> Tensor:
         """See `families.project`."""
@@ -154,6 +156,7 @@ class Replace(Intervention):
     """
 
     kind = "replace"
+    holds = ("vector",)
 
     def __init__(self, vector: Any, dims: Dims = None) -> None:
         super().__init__()
@@ -196,10 +199,11 @@ class Scale(Intervention):
     """
 
     kind = "scale"
+    holds = ("factor",)
 
     def __init__(self, factor: float | Tensor, dims: Dims = None) -> None:
         super().__init__()
-        number = factor if isinstance(factor, Tensor) else torch.tensor(float(factor))
+        number = factor if isinstance(factor, Tensor) else torch.tensor(float(factor), dtype=torch.float64)
         if number.ndim or not torch.isfinite(number.detach()):
             raise EditError(f"Scale(factor) is one finite number, not {factor!r}")
         keep(self, "factor", number)
@@ -223,20 +227,18 @@ class Noise(Intervention):
     """
 
     kind = "noise"
+    holds = ("std", "seed")
     needs = frozenset({"positions"})
 
     def __init__(self, std: float, seed: int = 0, dims: Dims = None) -> None:
         super().__init__()
         if not (std >= 0 and std < float("inf")):
             raise EditError(f"Noise(std={std}): the standard deviation is a finite number from 0")
-        keep(self, "std", torch.tensor(float(std)))
+        keep(self, "std", torch.tensor(float(std), dtype=torch.float64))
+        if not -(2**63) <= int(seed) < 2**63:
+            raise EditError(f"Noise(seed={seed}): the seed is a 64-bit integer")
         keep(self, "seed", torch.tensor(int(seed)))
         self.register_buffer("dims", dimensions(dims))
-
-    @classmethod
-    def rebuild(cls, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Intervention:
-        """From its stored state."""
-        return cls(float(state["std"]), int(state["seed"]), state.get("dims"))
 
     def transform(self, h: Tensor, state: State, call: Call) -> Tensor:
         """See `families.normal`."""

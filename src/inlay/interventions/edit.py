@@ -36,6 +36,16 @@ class Part:
         return f"{type(self.intervention).__name__} at {self.site}, tokens={str(self.tokens)!r}{strength}"
 
 
+def _finite(strength: Any) -> float | None:
+    try:
+        number = None if strength is None else float(strength)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if number is not None and not abs(number) < float("inf"):
+        raise EditError(f"strength={strength!r}: give a finite number")
+    return number
+
+
 class Edit(nn.Module):
     """Interventions at Sites and Tokens of a frozen model. Edits add up with `+` into one.
 
@@ -55,15 +65,12 @@ class Edit(nn.Module):
 
     def __init__(self, site: str | Site, intervention: Any, tokens: Any = "all", strength: float | None = None) -> None:
         super().__init__()
-        if strength is not None and not abs(float(strength)) < float("inf"):
-            raise EditError(f"strength={strength}: give a finite number")
         if isinstance(intervention, Tensor):
             raise EditError(
                 "an Edit takes an intervention, not a bare tensor: write Add(v) to add it, Replace(v) to set it"
             )
         made = intervention if isinstance(intervention, Intervention) else Function(intervention)
-        strength = None if strength is None else float(strength)
-        self._set((Part(Site.parse(site), Tokens.parse(tokens), made, strength),), {})
+        self._set((Part(Site.parse(site), Tokens.parse(tokens), made, _finite(strength)),), {})
 
     def _set(self, parts: tuple[Part, ...], base: dict[str, Any]) -> None:
         self.parts = parts
@@ -91,10 +98,9 @@ class Edit(nn.Module):
 
     def with_strength(self, strength: float) -> Edit:
         """The same Edit, sharing its interventions, with every part's strength multiplied by `strength`."""
-        return Edit.of(
-            tuple(replace(p, strength=strength * (1.0 if p.strength is None else p.strength)) for p in self.parts),
-            self.base,
-        )
+        factor = _finite(strength) or 0.0
+        parts = [replace(p, strength=factor * (1.0 if p.strength is None else p.strength)) for p in self.parts]
+        return Edit.of(tuple(parts), self.base)
 
     def forward(self, *_: Any, **__: Any) -> Any:
         """Not callable: an Edit acts inside a model.
@@ -110,7 +116,7 @@ class Edit(nn.Module):
         """Write it as a folder, `edit.json` and `edit.safetensors`; see `folder.write`."""
         from inlay.interventions import folder as disk
 
-        return disk.write(self, Path(folder), model)
+        return disk.write(self, Path(folder).expanduser(), model)
 
     def push_to_hub(self, repo_id: str, model: Any = None, **kwargs: Any) -> Any:
         """Upload the folder that `save` writes to a model repository of the Hugging Face hub.

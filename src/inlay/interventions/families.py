@@ -15,33 +15,35 @@ from torch import Tensor
 
 
 def add(h: Tensor, vector: Tensor, strength: Tensor | None = None) -> Tensor:
-    """H + s v."""
+    """h + s v."""
     if strength is not None:
         vector = vector * strength
     return h + vector.to(h)
 
 
 def blend(h: Tensor, new: Tensor, strength: Tensor | None = None) -> Tensor:
-    """H + s (new - h): exactly `new` at s = 1 and exactly h at s = 0."""
+    """h + s (new - h): exactly `new` at s = 1 and exactly h at s = 0."""
     if strength is None:
         return new
-    return torch.lerp(h, new, strength.to(h))
+    wide = torch.promote_types(h.dtype, new.dtype)
+    return torch.lerp(h.to(wide), new.to(wide), strength.to(h.device, wide))
 
 
 def replace(h: Tensor, vector: Tensor, strength: Tensor | None = None) -> Tensor:
-    """V at every position."""
-    return blend(h, vector.to(h).expand(h.shape), strength)
+    """v at every position."""
+    new = vector.to(h).expand(h.shape)
+    return new.clone() if strength is None else blend(h, new, strength)  # the model may write into what it gets
 
 
 def scale(h: Tensor, factor: Tensor, strength: Tensor | None = None) -> Tensor:
-    """C h."""
+    """c h."""
     return blend(h, h * factor.to(h), strength)
 
 
 def clamp(h: Tensor, unit: Tensor, low: Tensor, high: Tensor, strength: Tensor | None = None) -> Tensor:
-    """H + (clip(h.u, low, high) - h.u) u for a unit vector u: the component along u is brought into [low, high]."""
-    unit = unit.to(h.device, torch.float32)
-    along = (h.float() * unit).sum(-1, keepdim=True)
+    """h + (clip(h.u, low, high) - h.u) u for a unit vector u: the component along u is brought into [low, high]."""
+    unit = unit.to(h.device, _wide(h))
+    along = (h.to(unit.dtype) * unit).sum(-1, keepdim=True)
     low, high = low.to(unit), high.to(unit)
     change = (torch.minimum(torch.maximum(along, low), high) - along) * unit
     if strength is not None:
@@ -50,12 +52,17 @@ def clamp(h: Tensor, unit: Tensor, low: Tensor, high: Tensor, strength: Tensor |
 
 
 def project(h: Tensor, basis: Tensor, keep: bool, strength: Tensor | None = None) -> Tensor:
-    """H - (h V) V^T, or (h V) V^T where `keep`, for V [d, r] with orthonormal columns."""
-    basis = basis.to(h.device, torch.float32)
-    inside = (h.float() @ basis) @ basis.transpose(-1, -2)
+    """h - (h V) V^T, or (h V) V^T where `keep`, for V [d, r] with orthonormal columns."""
+    basis = basis.to(h.device, _wide(h))
+    inside = (h.to(basis.dtype) @ basis) @ basis.transpose(-1, -2)
     if keep:
         return blend(h, inside.to(h.dtype), strength)
     return h - (inside if strength is None else inside * strength).to(h.dtype)
+
+
+def _wide(h: Tensor) -> torch.dtype:
+    """The dtype that dot products are taken in: float32, or float64 where h is."""
+    return torch.promote_types(h.dtype, torch.float32)
 
 
 def within(h: Tensor, new: Tensor, dims: Tensor) -> Tensor:

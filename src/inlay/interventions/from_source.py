@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -35,13 +36,8 @@ class Swap(Intervention):
         self.register_buffer("dims", dimensions(dims))
 
     def config(self) -> dict[str, Any]:
-        """The source, as far as it can be stored."""
-        return {"source": self.source.to_json()}
-
-    @classmethod
-    def rebuild(cls, state: Any, config: Any) -> Swap:
-        """From its stored source."""
-        return cls(Source.from_json(config["source"]), state.get("dims"))
+        """The source."""
+        return {"source": self.source}
 
     def transform(self, h: Tensor, state: State, call: Call) -> Tensor:
         """The source's state, blended in by the strength."""
@@ -59,6 +55,7 @@ class Mean(Intervention):
     """
 
     kind = "mean"
+    pooled = True
 
     def __init__(self, of: Any, dims: Dims = None) -> None:
         super().__init__()
@@ -76,14 +73,13 @@ class Mean(Intervention):
         return None if vector is None else int(vector.shape[-1])
 
     def config(self) -> dict[str, Any]:
-        """The source, where the mean is taken of one."""
-        return {"source": self.source.to_json()} if self.source else {}
+        """The source, `None` where the mean itself is given."""
+        return {"source": self.source}
 
     @classmethod
-    def rebuild(cls, state: Any, config: Any) -> Mean:
+    def rebuild(cls, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Intervention:
         """From the stored mean or source."""
-        of = Source.from_json(config["source"]) if "source" in config else state["vector"]
-        return cls(of, state.get("dims"))
+        return cls(config["source"] or state["vector"], state.get("dims"))
 
     def reduce(self, values: Tensor, real: Tensor | None) -> Tensor | None:
         """The mean [1, 1, width] of a source's values [rows, k, width]."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inlay.errors import EditError
+from inlay.errors import EditError, SiteError
 from inlay.model.activations import Activations
 from inlay.model.sites import Site
 from inlay.model.tokens import Tokens
@@ -52,9 +52,30 @@ class Source:
             isinstance(self.prompts, Tensor) and self.prompts.is_floating_point()
         )
 
-    def asks(self, site: Site, tokens: Tokens) -> tuple[Site, Tokens]:
-        """What it reads for an Edit at this Site and these tokens."""
-        return self.site or site, self.tokens or tokens
+    def asks(self, model: Any, site: Site, tokens: Tokens) -> tuple[Site, Tokens]:
+        """What it reads for an Edit at this Site and these tokens.
+
+        Raises:
+            SiteError: its own Site is not one, or stands for several layers.
+        """
+        if self.site is None:
+            return site, self.tokens or tokens
+        found = model.sites().expand(self.site)
+        if len(found) != 1:
+            raise SiteError(f"Source(site={str(self.site)!r}) names {len(found)} layers: name one")
+        return found[0], self.tokens or tokens
+
+    def pick(self, model: Any, rows: Sequence[int], total: int) -> Source:
+        """The source of some of `total` base rows: its own rows, where it has one for each."""
+        if isinstance(self.prompts, Activations):
+            mine: Any = self.prompts.pick(rows) if len(next(iter(self.prompts.values()))) == total else self.prompts
+        elif self.stored:
+            mine = self.prompts[list(rows)] if len(self.prompts) == total else self.prompts
+        else:
+            every = [list(row.ids) for row in model.encoder.rows(self.prompts)]
+            mine = [every[row] for row in rows] if len(every) == total else every
+        tokens = self.tokens.pick(rows, total) if self.tokens else None
+        return Source(mine, tokens=tokens, site=self.site, edit=self.edit, grad=self.grad)
 
     def activations(self, model: Any, wanted: Sequence[tuple[Site, Tokens]]) -> list[tuple[Tensor, Tensor | None]]:
         """Values [rows, k, width] and which are real, bool [rows, k], for every (Site, Tokens), from one forward.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,13 @@ class Activations(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    def pick(self, rows: Sequence[int]) -> Activations:
+        """The activations of some rows, in that order."""
+        index = list(rows)
+        gradients = None if self.gradients is None else {name: t[index] for name, t in self.gradients.items()}
+        mask = None if self.mask is None else self.mask[index]
+        return Activations({name: t[index] for name, t in self.items()}, mask, gradients)
 
     def rows(self, site: str) -> list[Tensor]:
         """Each row's own positions at a Site, as a list of [k_i, width]."""

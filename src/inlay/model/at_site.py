@@ -44,13 +44,15 @@ def write(
         strength=_scaled(now.strength, run.factors[index], h),
         source=source,
         input=given if "input" in needs else None,
-        positions=frame.positions() if "positions" in needs else None,
+        site=run.site_names[index],
+        positions=frame.positions().expand(h.shape[0], -1) if "positions" in needs else None,
     )
     if not torch.compiler.is_compiling():
         run.reached[index] = True
     new = part.intervention.transform(h, _state(run, run.transform_of[index], h.device), call)
-    if new.shape != h.shape:
-        raise EditError(f"{part.site}: the intervention returned {list(new.shape)} for {list(h.shape)}")
+    if not isinstance(new, Tensor) or new.shape != h.shape:
+        what = list(new.shape) if isinstance(new, Tensor) else type(new).__name__
+        raise EditError(f"{part.site}: the intervention returned {what} for {list(h.shape)}")
     new = new.to(h.dtype)
     if chosen.mask is not None:
         mask = chosen.mask if mask is None else mask & chosen.mask

@@ -22,13 +22,15 @@ class Call:
         strength: `None` for 1, a 0-d tensor, or one number a row, [R, 1, 1].
         source: the paired activations of another run, [R, T, width], for interventions that ask for them.
         input: the input of the module whose output is edited (its first float tensor), `None` on input Sites.
-        positions: the attended index of every position, int64 [1 or R, T].
+        site: the Site, for messages.
+        positions: the attended index of every position, int64 [R, T].
     """
 
     strength: Tensor | None = None
     source: Tensor | None = None
     input: Tensor | None = None
     positions: Tensor | None = None
+    site: str = "the Site"
 
 
 class SourceLike(Protocol):

@@ -65,6 +65,7 @@ class Run:
         self.installed = False
         self.calls, self.compiled = 0, False
         self.reached = [False] * len(parts)
+        self.site_names = [str(part.site) for part in parts]
         self.factors = [None if p.strength is None else torch.tensor(float(p.strength)) for p in parts]
         self.taken: list[list[Taken]] = [[] for _ in wants]
         asked = [*(part.tokens for part in parts), *(want.tokens for want in wants)]
@@ -182,10 +183,17 @@ class Run:
         device: torch.device,
         attended: Tensor | None = None,
         ids: Tensor | None = None,
+        wait: bool = False,
     ) -> Prompt:
-        """The known slots of a forward or a generation; what `prompt_mask` does not cover is response."""
+        """The known slots of a forward or a generation; what `prompt_mask` does not cover is response.
+
+        `wait` allows a device to be waited for, to learn that nothing is padded: once a generation, not once a forward.
+        """
         if attended is not None:
-            attended = _unless_full(attended.to(device))
+            attended = attended.to(device).bool()
+            known = wait or device.type == "cpu"
+            if known and not torch.compiler.is_compiling() and bool(attended.all()):
+                attended = None
         mask = self.prompt_mask
         if mask is not None:
             if mask.shape[1] > slots:
@@ -278,12 +286,13 @@ class Run:
         """Attended positions that each part changed so far; `None` when every forward ran inside compiled code."""
         if not self.calls:
             return None
-        return [int(self.counts[self.spec_of[i]]) if reached else 0 for i, reached in enumerate(self.reached)]
+        chosen = [int(self.counts[self.spec_of[index]]) for index in range(len(self.parts))]
+        return [count if reached else 0 for count, reached in zip(chosen, self.reached, strict=True)]
 
     def _need_touched(self) -> None:
         for index, count in enumerate(self.touched or []):
-            if count:
-                continue
+            if count or (self.stop and int(self.counts[self.spec_of[index]])):
+                continue  # a forward that stops at the last read Site does not reach the parts above it
             part, spec = self.parts[index], str(self.parts[index].tokens)
             why = "its module did not run" if int(self.counts[self.spec_of[index]]) else "no position was selected"
             raise EditError(
@@ -298,11 +307,3 @@ class Run:
         if self.now is None:
             raise ModelError("a module of the model ran outside of the model's forward while an edit was in force")
         return self.now
-
-
-def _unless_full(mask: Tensor) -> Tensor | None:
-    """The mask as bool, or `None` where that can be told without waiting for a device."""
-    mask = mask.bool()
-    if mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all()):
-        return None
-    return mask

@@ -71,7 +71,7 @@ class GenerateLayer(Layer):
         slots = first.shape[1] if mask is None else max(first.shape[1], mask.shape[-1])
         attended = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         known = ids if ids is not None and ids.shape[1] == slots else None
-        return self.run.prompt(first.shape[0], slots, first.device, attended, known)
+        return self.run.prompt(first.shape[0], slots, first.device, attended, known, wait=True)
 
     def _guess(self, ids: Tensor, values: Kwargs) -> Tensor | None:
         """Transformers' own rule for a missing mask: pads are masked where the pad token is no end token."""

@@ -33,8 +33,13 @@ class Write:
     def __call__(self, whole: Tensor, rows: int, given: Tensor | None) -> Tensor:
         """Act on the tensor at the place; `given` is the module's input."""
         h = self.place.get(whole, rows)
+        if not self.place.width:  # a raw Site's width shows only here
+            self.run.parts[self.index].intervention.check(h.shape[-1], self.run.site_names[self.index])
         new = at_site.write(self.run, self.index, h, given)
-        return whole if new is h else self.place.put(whole, new, rows)
+        if new is h:
+            return whole
+        whole = self.place.put(whole, new, rows)
+        return whole.clone() if self.place.fragile else whole  # what the model writes into must be its own
 
 
 @dataclass(frozen=True)

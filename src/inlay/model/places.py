@@ -31,14 +31,15 @@ class Columns:
         """A copy of `whole` with the columns replaced; the other columns are bit-identical."""
         copy = whole.clone()
         picked = self._view(whole)
-        copy.unflatten(-1, self.shape)[(..., *self._index())] = new.reshape(picked.shape)
+        copy.unflatten(-1, self.shape)[self._index()] = new.reshape(picked.shape)
         return copy
 
     def _index(self) -> tuple[Any, ...]:
-        return tuple(list(i) if isinstance(i, tuple) else i for i in self.take)
+        rest = [slice(None)] * (len(self.shape) - len(self.take))
+        return (..., *(list(i) if isinstance(i, tuple) else i for i in self.take), *rest)
 
     def _view(self, whole: Tensor) -> Tensor:
-        view: Tensor = whole.unflatten(-1, self.shape)[(..., *self._index())]
+        view: Tensor = whole.unflatten(-1, self.shape)[self._index()]
         return view
 
 

@@ -19,7 +19,7 @@ from inlay.model.at_site import gathered
 from inlay.model.engine import Run
 from inlay.model.inputs import Row, pad, plan_batches
 from inlay.model.passes import Stop, Want
-from inlay.model.running import make_run, wanted
+from inlay.model.running import Cut, make_run, wanted
 from inlay.model.sites import HEADED, Site
 from inlay.model.tokens import Given, InstEnd, Range, Tokens
 
@@ -88,12 +88,12 @@ def read(
     if batch_tokens < 1 or shard_rows < 1:
         raise InputError(f"batch_tokens={batch_tokens} and shard_rows={shard_rows} must be at least 1")
     batches = plan_batches(data, batch_tokens)
-    per_row = _PerRow(len(data), rows, strength, wants[0].tokens)
+    pooled: dict[int, Tensor] = {}
+    _check_count(len(data), rows=rows, strength=strength)
 
     def one(batch: list[int]) -> tuple[Tensor, Activations]:
-        acts = _read_batch(
-            model, [data[i] for i in batch], per_row.of(batch, wants), edit, grads, **per_row.more(batch)
-        )
+        cut = Cut(batch, len(data), pooled)
+        acts = _read_batch(model, [data[i] for i in batch], wants, edit, grads, rows=rows, strength=strength, cut=cut)
         return torch.tensor(batch), _moved(acts, device, dtype)
 
     with _bar(progress, len(data)) as advance:
@@ -107,33 +107,10 @@ def read(
         return _to_disk(Path(out), batches, one, config, shard_rows, advance)
 
 
-class _PerRow:
-    """What belongs to single rows (bank rows, strengths, positions given as a tensor), cut to a batch."""
-
-    def __init__(self, count: int, rows: Any, strength: Any, tokens: Tokens) -> None:
-        self.rows = None if rows is None else torch.as_tensor(rows)
-        self.strength = None if strength is None else torch.as_tensor(strength, dtype=torch.float32)
-        self.given = any(isinstance(c, Given) for c in tokens.clauses)
-        for name, value in (("rows", self.rows), ("strength", self.strength)):
-            if value is not None and value.ndim and len(value) != count:
-                raise InputError(f"{name} names {len(value)} rows for {count} prompts")
-
-    def more(self, batch: list[int]) -> dict[str, Any]:
-        def cut(value: Tensor | None) -> Tensor | None:
-            return value if value is None or not value.ndim else value[batch]
-
-        return {"rows": cut(self.rows), "strength": cut(self.strength)}
-
-    def of(self, batch: list[int], wants: list[Want]) -> list[Want]:
-        if not self.given:
-            return wants
-        cut = []
-        for want in wants:
-            clauses = tuple(
-                Given(c.tensor[batch]) if isinstance(c, Given) and len(c.tensor) > 1 else c for c in want.tokens.clauses
-            )
-            cut.append(Want(want.site, Tokens(clauses, want.tokens.text), want.before))
-        return cut
+def _check_count(count: int, **per_row: Any) -> None:
+    for name, value in per_row.items():
+        if value is not None and torch.as_tensor(value).ndim and len(value) != count:
+            raise InputError(f"{name} names {len(value)} rows for {count} prompts")
 
 
 def _read_batch(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from inlay.errors import EditError
+from inlay.errors import EditError, SiteError
 from inlay.model.engine import Run
 from inlay.model.passes import Want
 from inlay.model.tokens import Tokens
@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 
 def make_run(
-    model: Model, edit: Any, wants: Sequence[Want] = (), *, rows: Any = None, strength: Any = None, **more: Any
+    model: Model,
+    edit: Any,
+    wants: Sequence[Want] = (),
+    *,
+    rows: Any = None,
+    strength: Any = None,
+    cut: Cut | None = None,
+    **more: Any,
 ) -> Run:
     """A Run of `model` under an Edit.
 
@@ -28,25 +35,54 @@ def make_run(
         edit: an Edit, or `None`.
         wants: what to read.
         rows, strength: as in `Model.edited`.
+        cut: which of all rows this run is of, where a job is run in batches.
         **more: see `Run`.
 
     Raises:
         SiteError, TokensError, EditError: the Edit does not fit the model, or the rows the Edit.
     """
     parts = _parts(model, edit)
-    sources, constants = _sources(model, parts)
+    chosen, factor = _rows(parts, rows), _strength(strength)
+    if cut is not None:
+        parts = [
+            replace(
+                part,
+                tokens=part.tokens.pick(cut.rows, cut.total),
+                intervention=part.intervention.picked(model, cut.rows, cut.total),
+            )
+            for part in parts
+        ]
+        wants = [replace(want, tokens=want.tokens.pick(cut.rows, cut.total)) for want in wants]
+        chosen = chosen if chosen is None else chosen[cut.rows]
+        factor = factor if factor is None or not factor.ndim else factor[cut.rows]
+    sources, constants = _sources(model, parts, cut.constants if cut else {})
     return Run(
         model.base,
         model.sites(),
         parts,
         wants,
-        rows=_rows(parts, rows),
-        strength=None if strength is None else torch.as_tensor(strength, dtype=torch.float32),
+        rows=chosen,
+        strength=factor,
         sources=sources,
         constants=constants,
         text=model.text,
         **more,
     )
+
+
+@dataclass
+class Cut:
+    """Some rows of a job that is run in batches.
+
+    Attributes:
+        rows: the row numbers of this batch.
+        total: how many rows the job has.
+        constants: what was pooled over all rows of a Source, by part; filled by the first batch.
+    """
+
+    rows: list[int]
+    total: int
+    constants: dict[int, Tensor]
 
 
 def wanted(model: Model, sites: Any, tokens: Any, before: bool = False) -> list[Want]:
@@ -65,27 +101,46 @@ def _parts(model: Model, edit: Any) -> list[Any]:
     return [replace(part, site=site) for part in edit.parts for site in model.sites().expand(part.site)]
 
 
-def _sources(model: Model, parts: Sequence[Any]) -> tuple[dict[int, Any], dict[int, Tensor]]:
+def _sources(
+    model: Model, parts: Sequence[Any], known: dict[int, Tensor]
+) -> tuple[dict[int, tuple[Tensor, Tensor | None]], dict[int, Tensor]]:
     """Run every distinct Source once, for all the Sites that ask for it."""
     asked: dict[int, list[int]] = {}
     for index, part in enumerate(parts):
         for source in part.intervention.sources():
-            asked.setdefault(id(source), []).append(index)
-    paired: dict[int, Any] = {}
-    constants: dict[int, Tensor] = {}
+            if index not in known:
+                asked.setdefault(id(source), []).append(index)
+    paired: dict[int, tuple[Tensor, Tensor | None]] = {}
     for indices in asked.values():
         source = parts[indices[0]].intervention.sources()[0]
-        asks = [source.asks(parts[i].site, parts[i].tokens) for i in indices]
+        asks = [source.asks(model, parts[i].site, parts[i].tokens) for i in indices]
         distinct = list(dict.fromkeys(asks))
         found = dict(zip(distinct, source.activations(model, distinct), strict=True))
         for index, ask in zip(indices, asks, strict=True):
             values, real = found[ask]
+            width, site = model.sites().width(parts[index].site), parts[index].site
+            if width > 0 and values.shape[-1] != width:
+                raise SiteError(f"the source at {ask[0]} has width {values.shape[-1]}, and {site} has width {width}")
             constant = parts[index].intervention.reduce(values, real)
             if constant is None:
                 paired[index] = (values, real)
             else:
-                constants[index] = constant
-    return paired, constants
+                known[index] = constant
+    return paired, known
+
+
+def _strength(strength: Any) -> Tensor | None:
+    if strength is None:
+        return None
+    try:
+        factor = torch.as_tensor(strength, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        raise EditError(f"strength is one number, or one for each prompt, not {strength!r:.60}") from None
+    if factor.ndim > 1 or not factor.numel():
+        raise EditError(f"strength is one number, or one for each prompt, not a tensor of shape {list(factor.shape)}")
+    if not bool(torch.isfinite(factor.detach()).all()):
+        raise EditError(f"strength={strength!r:.60}: give finite numbers")
+    return factor
 
 
 def _rows(parts: Sequence[Any], rows: Any) -> Tensor | None:
@@ -94,9 +149,13 @@ def _rows(parts: Sequence[Any], rows: Any) -> Tensor | None:
         return None
     if not banks:
         raise EditError("rows= picks rows of a Bank, and the Edit holds none")
-    chosen = torch.as_tensor(rows, dtype=torch.long)
-    if chosen.ndim != 1 or not len(chosen):
+    try:
+        chosen = torch.as_tensor(rows)
+    except (TypeError, ValueError, RuntimeError):
+        raise EditError(f"rows is one row number a prompt, not {rows!r}") from None
+    if chosen.ndim != 1 or not len(chosen) or chosen.dtype not in (torch.int64, torch.int32):
         raise EditError(f"rows is one row number a prompt, not {rows!r}")
+    chosen = chosen.long()
     for bank in banks:
         bank.check_rows(chosen.tolist())
     return chosen

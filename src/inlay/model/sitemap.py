@@ -52,6 +52,10 @@ class SiteMap:
             )
         return found[layer].of_heads(site.heads, str(site))
 
+    def width(self, site: Site) -> int:
+        """A Site's width; -1 where it grows with the sequence, 0 where a raw Site's is not known."""
+        return 0 if site.name == "module" else self.place(site).width
+
     def _layer(self, site: Site) -> int | None:
         if site.name in GLOBAL:
             return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,9 @@ from torch import Tensor
 from inlay.errors import TokensError
 
 _CLAUSE = re.compile(r"(?P<name>[a-z_]+?)(?P<count>\d+)?(?:\[(?P<range>[-\d:\s]*)\])?")
+_SPAN = re.compile(
+    r"""span\((?P<words>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(?:,\s*(?P<occurrence>-?\d+))?\)""", re.DOTALL
+)
 _GRAMMAR = (
     "'all', 'prompt', 'response', 'response[a:b]', 'prompt[a:b]', 'first', 'first4', 'last', 'last4', 'first4+last4', "
     "'inst_end', 'prompt_end', an int, a slice, a list of ints, span('text'), a bool mask [rows, prompt length] or "
@@ -130,6 +135,15 @@ class Tokens:
         """The intervals of response steps that are selected, as (start, stop) with `None` for no end."""
         return tuple((c.start, c.stop) for c in self.clauses if isinstance(c, Range) and c.phase == "response")
 
+    def pick(self, rows: Sequence[int], total: int) -> Tokens:
+        """The same for some of `total` rows: positions given as a tensor are cut to them."""
+        if self.storable:
+            return self
+        cut = [
+            Given(c.tensor[list(rows)]) if isinstance(c, Given) and len(c.tensor) == total else c for c in self.clauses
+        ]
+        return Tokens(tuple(cut), self.text)
+
     @property
     def storable(self) -> bool:
         """Whether `parse(str(self))` gives this back: a tensor belongs to one batch and is not storable."""
@@ -144,15 +158,14 @@ def _single(phase: str, index: int) -> Range:
 
 
 def _parse_text(text: str) -> Tokens:
-    spans = re.findall(r"span\((['\"])(.*?)\1(?:,\s*(-?\d+))?\)", text)
-    bare = re.sub(r"span\((['\"]).*?\1(?:,\s*-?\d+)?\)", "\0", text)
-    found = iter(spans)
+    found = _SPAN.finditer(text)
+    bare = _SPAN.sub("\0", text)
     clauses: list[Clause] = []
     for piece in bare.split("+"):
         piece = piece.strip()
         if piece == "\0":
-            _, words, occurrence = next(found)
-            clauses.append(Span(words, int(occurrence or 0)))
+            match = next(found)
+            clauses.append(Span(ast.literal_eval(match["words"]), int(match["occurrence"] or 0)))
         else:
             clauses.append(_parse_clause(piece, text))
     return Tokens(tuple(clauses), text)

@@ -1,0 +1,138 @@
+"""Every Python block of a guide runs, and what the guides state in words and comments holds."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.docs.python_blocks import blocks, run
+from tests.model.families import FAMILIES, build
+
+import inlay
+from inlay import Intervention, Site, Tokens
+from inlay.model.sites import GLOBAL, LAYERED
+
+GUIDES = sorted((Path(__file__).resolve().parents[2] / "docs" / "guides").glob("*.md"))
+FORWARDS = 8  # what generation.md asks for in its last block
+
+
+def sites(names: dict[str, Any]) -> None:
+    assert list(names["acts"]) == ["resid_post.12", "z.5.h3", "module:model.layers.3.mlp.gate_proj:out"]
+
+
+def tokens(names: dict[str, Any]) -> None:
+    assert names["out"].touched == [len("Yes.") + len("In France.")]  # one token a byte
+
+
+def edits(names: dict[str, Any]) -> None:
+    model, direction, both = names["model"], names["direction"], names["both"]
+    plain = model.forward("The sea", read="resid_post.3").acts["resid_post.3"]
+    edited = model.forward("The sea", edit=both, read="resid_post.3").acts["resid_post.3"]
+    torch.testing.assert_close(edited, 2 * plain + direction)
+    texts = names["texts"]
+    assert texts[0] == model.generate("Hello.", max_new_tokens=8)
+    assert names["again"].parts[0].tokens == names["edit"].parts[0].tokens
+
+
+def reading(names: dict[str, Any]) -> None:
+    width = names["model"].width
+    several = names["several"]
+    assert several["resid_post.12"].shape == (3, 4, width)
+    assert [len(row) for row in several.rows("resid_post.12")] == several.mask.sum(1).tolist()
+    torch.testing.assert_close(names["after"]["resid_post.4"], 1.5 * names["found"]["resid_post.4"])
+    assert names["acts"].stack().shape == (14, 3, width)
+
+
+def generation(names: dict[str, Any]) -> None:
+    assert names["run"].touched == [FORWARDS - 1]
+    assert len(names["texts"]) == 2
+
+
+def training_and_compile(names: dict[str, Any]) -> None:
+    (vector,) = names["edit"].parameters()
+    assert vector.abs().max() > 0
+    assert len(names["texts"]) == 2
+
+
+def custom_models(names: dict[str, Any]) -> None:
+    assert names["out"].touched == [5, 5, 5, 2]
+
+
+CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "sites": sites,
+    "tokens": tokens,
+    "edits": edits,
+    "reading": reading,
+    "generation": generation,
+    "training-and-compile": training_and_compile,
+    "custom-models": custom_models,
+    "quickstart": lambda names: None,
+}
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
+def test_a_guide_runs(page: Path, hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    CHECKS[page.stem](run(page, blocks(page)))
+
+
+def test_every_guide_is_there() -> None:
+    assert {page.stem for page in GUIDES} == set(CHECKS)
+
+
+def table_rows(page: str, header: str) -> list[list[str]]:
+    """The cells of a table's rows, by the start of its header."""
+    lines = (GUIDES[0].parent / page).read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {header}"))
+    rows = list(itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :]))
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_the_table_of_sites_is_whole_and_in_order() -> None:
+    named = [name for row in table_rows("sites.md", "Site |") for name in re.findall(r"`(\w+)`", row[0])]
+    assert sorted(named) == sorted(LAYERED + GLOBAL)
+
+
+def test_what_a_family_lacks() -> None:
+    """The page, the table of families written by hand, and what loading finds agree."""
+    said = {
+        (family, frozenset(re.findall(r"`(\w+)`", lacks)))
+        for families, lacks, _ in table_rows("sites.md", "family")
+        for family in re.findall(r"`(\w+)`", families)
+    }
+    by_hand, found = set(), set()
+    for name, family in FAMILIES.items():
+        hf = build(name)
+        every = frozenset(LAYERED + GLOBAL)
+        by_hand.add((hf.config.model_type, every - frozenset(family.places)))
+        found.add((hf.config.model_type, every - frozenset(inlay.load(hf).sites().places)))
+    assert said == by_hand == found
+
+
+def test_the_readme_counts_sites_and_families() -> None:
+    readme = (GUIDES[0].parents[2] / "README.md").read_text()
+    assert f"{len(LAYERED + GLOBAL)} named tensors" in readme
+    assert f"{len({build(name).config.model_type for name in FAMILIES})} families" in readme
+
+
+def test_the_table_of_interventions_is_whole() -> None:
+    named = {name for row in table_rows("edits.md", "intervention") for name in re.findall(r"`(\w+)\(", row[0])}
+    ours = {kind.__name__ for kind in Intervention.kinds.values() if kind.__module__.startswith("inlay.")}
+    assert named == ours - {"Bank"}
+
+
+def test_every_spelling_of_tokens_parses() -> None:
+    for row in table_rows("tokens.md", "written"):
+        for code in re.findall(r"`([^`]+)`", row[0]):
+            Tokens.parse(eval(code, {"span": inlay.span}))
+
+
+def test_every_spelling_of_sites_parses() -> None:
+    for row in table_rows("sites.md", "written"):
+        for code in re.findall(r"`([^`]+)`", row[0]):
+            assert str(Site.parse(eval(code))) == eval(code)

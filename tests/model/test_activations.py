@@ -1,0 +1,209 @@
+"""Activations: a mapping of tensors, and a folder that gives them back."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from inlay import Activations
+from inlay.errors import FolderError, SiteError
+from inlay.model import activations as disk
+from inlay.model.activations import merge
+
+
+def ragged(lengths: list[int], width: int = 3, sites: tuple[str, ...] = ("b.1", "a.0")) -> Activations:
+    """Rows of unequal lengths, padded with zeros."""
+    longest = max(lengths)
+    mask = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]
+    return Activations(
+        {site: torch.randn(len(lengths), longest, width).masked_fill(~mask[..., None], 0) for site in sites}, mask
+    )
+
+
+def same(one: Activations, other: Activations) -> None:
+    assert list(one) == list(other)
+    assert (one.mask is None) == (other.mask is None)
+    assert one.mask is None or torch.equal(one.mask, other.mask)
+    assert (one.gradients is None) == (other.gradients is None)
+    for site in one:
+        assert one[site].dtype == other[site].dtype and torch.equal(one[site], other[site])
+        if one.gradients is not None and other.gradients is not None:
+            assert torch.equal(one.gradients[site], other.gradients[site])
+
+
+def test_it_is_a_mapping() -> None:
+    acts = ragged([2, 3])
+    assert list(acts) == ["b.1", "a.0"] and len(acts) == 2 and "a.0" in acts and "c.2" not in acts
+    assert dict(acts.items())["a.0"] is acts["a.0"]
+    assert acts.get("c.2") is None
+    with pytest.raises(SiteError, match=r"'c\.2' was not read; these were: b\.1, a\.0"):
+        acts["c.2"]
+
+
+def test_rows_are_each_rows_own_positions() -> None:
+    acts = ragged([2, 4, 1])
+    rows = acts.rows("a.0")
+    assert [len(row) for row in rows] == [2, 4, 1]
+    for row, whole, n in zip(rows, acts["a.0"], [2, 4, 1], strict=True):
+        assert torch.equal(row, whole[:n])
+    single = Activations({"a.0": torch.randn(3, 5)})
+    assert [list(row.shape) for row in single.rows("a.0")] == [[1, 5]] * 3
+    assert torch.equal(torch.cat(single.rows("a.0")), single["a.0"])
+
+
+def test_stack() -> None:
+    acts = ragged([2, 3])
+    assert torch.equal(acts.stack(), torch.stack([acts["b.1"], acts["a.0"]]))
+    with pytest.raises(SiteError, match=r"differ in shape.*\[2, 4\].*\[2, 5\]"):
+        Activations({"a": torch.zeros(2, 4), "b": torch.zeros(2, 5)}).stack()
+
+
+def test_the_callers_mapping_is_not_kept() -> None:
+    given_ = {"a.0": torch.zeros(1, 2)}
+    acts = Activations(given_)
+    given_["b.0"] = torch.zeros(1, 2)
+    assert list(acts) == ["a.0"]
+
+
+def test_repr_is_short() -> None:
+    acts = Activations({f"resid_post.{i}": torch.zeros(5, 8) for i in range(40)})
+    assert repr(acts) == ("Activations(resid_post.0, resid_post.1, resid_post.2, ... 40 Sites; [5, 8] float32)")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["one position", "ragged", "heads", "gradients", "twelve layers"])
+def test_saved_and_loaded(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    acts = {
+        "one position": Activations({"a.0": torch.randn(4, 3)}),
+        "ragged": ragged([3, 1, 2]),
+        "heads": Activations({"z.1": torch.randn(2, 3, 4, 5)}, torch.ones(2, 3, dtype=torch.bool)),
+        "gradients": Activations({"a.0": torch.randn(4, 3)}, None, {"a.0": torch.randn(4, 3)}),
+        "twelve layers": Activations({f"resid_post.{i}": torch.randn(2, 3) for i in range(12)}),
+    }[kind]
+    gradients = None if acts.gradients is None else {s: g.to(dtype) for s, g in acts.gradients.items()}
+    acts = Activations({s: t.to(dtype) for s, t in acts.items()}, acts.mask, gradients)
+    folder = acts.save(tmp_path / "deep" / "acts")
+    assert folder == tmp_path / "deep" / "acts"
+    same(Activations.load(folder), acts)
+    same(Activations.load(str(folder)), acts)
+
+
+def test_views_and_gradients_in_the_graph_can_be_saved(tmp_path: Path) -> None:
+    whole = torch.randn(4, 6, requires_grad=True)
+    acts = Activations({"a.0": (whole * 2)[:, ::2], "a.1": whole.t().contiguous().t()[:, :3]})
+    acts.save(tmp_path)
+    loaded = Activations.load(tmp_path)
+    assert torch.equal(loaded["a.0"], acts["a.0"]) and torch.equal(loaded["a.1"], acts["a.1"])
+
+
+def test_one_tensor_at_two_sites_can_be_saved(tmp_path: Path) -> None:
+    one = torch.randn(2, 3)
+    Activations({"resid_post.0": one, "resid_pre.1": one}).save(tmp_path)
+    loaded = Activations.load(tmp_path)
+    assert torch.equal(loaded["resid_post.0"], one) and torch.equal(loaded["resid_pre.1"], one)
+
+
+def test_saving_over_a_longer_read_leaves_none_of_it(tmp_path: Path) -> None:
+    first, second = ragged([2, 3]), ragged([1])
+    first.save(tmp_path)
+    second.save(tmp_path)
+    same(Activations.load(tmp_path), second)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=st.lists(st.integers(1, 5), min_size=1, max_size=8),
+    cuts=st.lists(st.integers(0, 7), max_size=4),
+    data=st.randoms(use_true_random=False),
+)
+def test_merged_pieces_are_the_whole(lengths: list[int], cuts: list[int], data: object) -> None:
+    """Any partition of the rows, in any order, each piece padded to its own longest, merges to the whole."""
+    whole = ragged(lengths)
+    numbers = list(range(len(lengths)))
+    data.shuffle(numbers)  # type: ignore[attr-defined]
+    edges = [0, *sorted(c for c in cuts if 0 < c < len(numbers)), len(numbers)]
+    pieces: list[tuple[Tensor, Activations]] = []
+    for a, b in itertools.pairwise(edges):
+        if a == b:
+            continue
+        here = torch.tensor(numbers[a:b])
+        longest = max(lengths[i] for i in numbers[a:b])
+        assert whole.mask is not None
+        piece = Activations({s: t[here, :longest] for s, t in whole.items()}, whole.mask[here, :longest])
+        pieces.append((here, piece))
+    same(merge(pieces), whole)
+
+
+# -- folders that are not right --------------------------------------------------------------------------------------
+
+
+def test_not_a_folder_of_activations(tmp_path: Path) -> None:
+    with pytest.raises(FolderError, match=r"holds no activations: it has no manifest\.json"):
+        Activations.load(tmp_path)
+    with pytest.raises(FolderError, match="holds no activations"):
+        Activations.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", '"shards"', "{}", '{"complete": true}'])
+def test_a_damaged_manifest(text: str, tmp_path: Path) -> None:
+    ragged([2, 3]).save(tmp_path)
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(FolderError, match=r"manifest|not finished"):
+        Activations.load(tmp_path)
+
+
+def test_an_unfinished_folder(tmp_path: Path) -> None:
+    ragged([2, 3]).save(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "complete": False}))
+    with pytest.raises(FolderError, match="has not finished; run it again with the same arguments"):
+        Activations.load(tmp_path)
+
+
+def test_a_damaged_or_missing_shard_is_named(tmp_path: Path) -> None:
+    ragged([2, 3]).save(tmp_path)
+    shard = tmp_path / "shard-00000.safetensors"
+    whole = shard.read_bytes()
+    for damaged in (whole[:-1], whole[:20], b""):
+        shard.write_bytes(damaged)
+        with pytest.raises(FolderError, match=r"shard-00000\.safetensors cannot be read"):
+            Activations.load(tmp_path)
+    shard.unlink()
+    with pytest.raises(FolderError, match=r"shard-00000\.safetensors cannot be read"):
+        Activations.load(tmp_path)
+
+
+def test_a_shard_of_something_else(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    ragged([2, 3]).save(tmp_path)
+    save_file({"weight": torch.zeros(2)}, tmp_path / "shard-00000.safetensors")
+    with pytest.raises(FolderError, match=r"shard-00000\.safetensors"):
+        Activations.load(tmp_path)
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(tensors: object, path: Path, *rest: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(disk, "save_file", save)
+    with pytest.raises(FolderError, match=r"shard 0 could not be written .*No space left on device"):
+        ragged([2, 3]).save(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FolderError, match="file"):
+        ragged([2, 3]).save(tmp_path / "file")
+    with pytest.raises(FolderError, match="file"):
+        Activations.load(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"

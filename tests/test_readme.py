@@ -1,0 +1,32 @@
+"""The README's code runs: the first block as it stands, the second on a tiny model in place of the hub's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.docs.conftest import hub, tiny_qwen
+from tests.docs.python_blocks import blocks, run
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+__all__ = ["hub", "tiny_qwen"]
+
+
+def test_the_first_ten_lines(tmp_path: Path) -> None:
+    _, code = blocks(README)[0]
+    lines = [line for line in code.splitlines() if line.strip() and not line.startswith(("import", "from"))]
+    assert len(lines) <= 10
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Activations(resid_post.0" in done.stdout
+
+
+def test_every_block(hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = blocks(README)
+    assert len(code) == 2
+    run(README, code)
+    assert (tmp_path / "calm" / "edit.json").exists()
