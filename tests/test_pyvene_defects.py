@@ -16,7 +16,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.interventions import tiny
+from tests.interventions.tiny import EVEN, OTHER, RAGGED, WIDTH
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM as Auto
 from transformers import (
     BloomConfig,
     FalconConfig,
@@ -27,14 +30,11 @@ from transformers import (
     Phi3Config,
     Qwen3Config,
 )
-from transformers import AutoModelForCausalLM as Auto
 
 import inlay
 from inlay import Add, Bank, Clamp, Edit, Function, Noise, Project, Replace, Scale, Source, Swap, Zero
 from inlay.errors import EditError, SiteError, TokensError
 from inlay.model import patch
-from tests.interventions import tiny
-from tests.interventions.tiny import EVEN, OTHER, RAGGED, WIDTH
 
 SITE = "resid_post.1"
 
@@ -43,7 +43,9 @@ def _v(seed: int, width: int = WIDTH) -> Tensor:
     return torch.randn(width, generator=torch.Generator().manual_seed(seed))
 
 
-def _greedy_by_hand(hf: Any, prompt: list[int], steps: int, layer: int, change: Callable[[Tensor], Tensor]) -> list[int]:
+def _greedy_by_hand(
+    hf: Any, prompt: list[int], steps: int, layer: int, change: Callable[[Tensor], Tensor]
+) -> list[int]:
     """New ids without a cache: the whole sequence again for every token, a bare hook on one block."""
     ids = list(prompt)
     for _ in range(steps):
@@ -198,6 +200,12 @@ def test_pefts_input_gradient_hook_survives_an_edit() -> None:
 # -- 5: edits live through backward ------------------------------------------------------------------------------------
 
 
+def _checkpoint(hf: Any, use_reentrant: bool, what: str = "enable") -> None:
+    """By transformers' newer name for it where there is one."""
+    switch = getattr(hf, f"activation_checkpointing_{what}", None) or getattr(hf, f"gradient_checkpointing_{what}")
+    switch(*[{"use_reentrant": use_reentrant}] * (what == "enable"))
+
+
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "non-reentrant"])
 def test_gradients_are_equal_under_gradient_checkpointing(use_reentrant: bool) -> None:
     """There, the hooks were gone when backward recomputed: None silently, or a CheckpointError."""
@@ -207,7 +215,7 @@ def test_gradients_are_equal_under_gradient_checkpointing(use_reentrant: bool) -
         hf.requires_grad_(False)
         hf.enable_input_require_grads()
         if checkpointed:
-            hf.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+            _checkpoint(hf, use_reentrant)
         hf.train()
         low, high = nn.Parameter(_v(0)), nn.Parameter(_v(1))
         edit = Edit("resid_post.0", Add(low), "last2") + Edit("mlp_out.1", Add(high))
@@ -220,11 +228,49 @@ def test_gradients_are_equal_under_gradient_checkpointing(use_reentrant: bool) -
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "non-reentrant"])
+def test_banks_sources_and_inputs_live_through_checkpointing(use_reentrant: bool) -> None:
+    def gradient(checkpointed: bool) -> list[Tensor]:
+        hf = tiny.llama()
+        hf.requires_grad_(False)
+        hf.enable_input_require_grads()
+        if checkpointed:
+            _checkpoint(hf, use_reentrant)
+        hf.train()
+        torch.manual_seed(1)
+        a, b = nn.Parameter(_v(3)), nn.Parameter(_v(4))
+        below = Edit("resid_post.0", Add(b), tokens=0)
+        edit = (
+            Edit("resid_post.0", Bank([Add(nn.Parameter(_v(0))), Add(nn.Parameter(_v(1)))]), "last2")
+            + Edit("mlp_out.1", Fed(a))
+            + Edit("resid_post.2", Swap(Source(OTHER, edit=below, grad=True)), tokens=1)
+        )
+        inlay.load(hf).forward(EVEN, edit=edit, rows=[1, 2, 0, 1]).logits[..., 3].sum().backward()
+        table = next(iter(edit.interventions[0].parameters()))
+        assert a.grad is not None and b.grad is not None and table.grad is not None
+        return [a.grad, b.grad, table.grad]
+
+    for got, want in zip(gradient(True), gradient(False), strict=True):
+        assert bool(want.any())
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+class Fed(nn.Module):
+    """Uses the input of the module and the positions."""
+
+    def __init__(self, scale: nn.Parameter) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, h: Tensor, input: Tensor, positions: Tensor) -> Tensor:
+        return h + self.scale * input * positions[..., None]
+
+
 def test_backward_outside_of_the_context_sees_the_edit() -> None:
     hf = tiny.llama()
     hf.requires_grad_(False)
     hf.enable_input_require_grads()
-    hf.gradient_checkpointing_enable({"use_reentrant": False})
+    _checkpoint(hf, False)
     hf.train()
     model, v = inlay.load(hf), nn.Parameter(_v(0))
     with model.edited(Edit(SITE, Add(v))):
@@ -232,7 +278,7 @@ def test_backward_outside_of_the_context_sees_the_edit() -> None:
     assert patch.standing() == 0
     loss.backward()
     assert patch.standing() == 0
-    hf.gradient_checkpointing_disable()
+    _checkpoint(hf, False, "disable")
     want = nn.Parameter(_v(0))
     model.forward(EVEN, edit=Edit(SITE, Add(want))).logits[..., 3].sum().backward()
     torch.testing.assert_close(v.grad, want.grad, rtol=1e-5, atol=1e-5)
@@ -559,7 +605,9 @@ def _inside(hf: Any) -> Any:
     return hf.get_base_model() if hasattr(hf, "get_base_model") else hf
 
 
-@pytest.mark.parametrize("make", [_subclassed, _packed, _lora, _compiled], ids=["subclass", "4-bit", "peft", "compiled"])
+@pytest.mark.parametrize(
+    "make", [_subclassed, _packed, _lora, _compiled], ids=["subclass", "4-bit", "peft", "compiled"]
+)
 def test_models_of_every_wrapping_are_edited(make: Callable[[], Any]) -> None:
     hf = make()
     base = _inside(hf)
@@ -856,11 +904,14 @@ def test_the_import_loads_neither_torch_nor_transformers() -> None:
 # -- phases: from the cache, never from counting calls -----------------------------------------------------------------
 
 
-def _phased(h: Tensor, prompt: int) -> Tensor:
-    new = h.clone()
-    new[:, :prompt] += 3 * _v(0)
-    new[:, prompt:] += 3 * _v(1)
-    return new
+def _phased(prompt: list[int]) -> Callable[[Tensor], Tensor]:
+    def act(h: Tensor) -> Tensor:
+        new = h.clone()
+        new[:, : len(prompt)] += 3 * _v(0)
+        new[:, len(prompt) :] += 3 * _v(1)
+        return new
+
+    return act
 
 
 PHASED = Edit(SITE, Add(3 * _v(0)), "prompt") + Edit(SITE, Add(3 * _v(1)), "response")
@@ -871,7 +922,7 @@ def test_prompt_and_response_are_edited_apart_in_one_generation() -> None:
     model = tiny.model()
     got = model.generate(RAGGED, edit=PHASED, max_new_tokens=6, do_sample=False)
     for row, prompt in enumerate(RAGGED):
-        assert got[row] == _greedy_by_hand(model.hf, prompt, 6, 1, lambda h, n=len(prompt): _phased(h, n))
+        assert got[row] == _greedy_by_hand(model.hf, prompt, 6, 1, _phased(prompt))
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3])
@@ -880,10 +931,8 @@ def test_a_chunked_prefill_is_all_prompt(chunk: int) -> None:
     model = tiny.model()
     prompt = RAGGED[2]
     with model.edited(PHASED):
-        got = model.hf.generate(
-            torch.tensor([prompt]), max_new_tokens=5, do_sample=False, prefill_chunk_size=chunk
-        )
-    want = _greedy_by_hand(model.hf, prompt, 5, 1, lambda h: _phased(h, len(prompt)))
+        got = model.hf.generate(torch.tensor([prompt]), max_new_tokens=5, do_sample=False, prefill_chunk_size=chunk)
+    want = _greedy_by_hand(model.hf, prompt, 5, 1, _phased(prompt))
     assert got[0, len(prompt) :].tolist() == want
 
 
@@ -893,9 +942,7 @@ def test_assisted_decoding_edits_what_plain_decoding_edits() -> None:
     prompt = RAGGED[2]
     for edit in (PHASED, Edit(SITE, Add(3 * _v(1)), "response[2:4]"), Edit(SITE, Add(3 * _v(0)), [0, -1])):
         plain = model.generate([prompt], edit=edit, max_new_tokens=8, do_sample=False)
-        assisted = model.generate(
-            [prompt], edit=edit, max_new_tokens=8, do_sample=False, assistant_model=assistant
-        )
+        assisted = model.generate([prompt], edit=edit, max_new_tokens=8, do_sample=False, assistant_model=assistant)
         assert assisted == plain
     assert model.generate([prompt], edit=PHASED, max_new_tokens=8, do_sample=False) != model.generate(
         [prompt], max_new_tokens=8, do_sample=False
@@ -917,7 +964,7 @@ def test_every_cache_gives_the_same_generation(cache: dict[str, Any]) -> None:
                 return new
 
             with tiny.hook(tiny.block(model.hf, 0), low):
-                logits = tiny.hooked(model.hf, [ids], 1, lambda h, n=len(prompt): _phased(h, n))
+                logits = tiny.hooked(model.hf, [ids], 1, _phased(prompt))
             ids.append(int(logits[0, -1].argmax()))
         assert got == ids[len(prompt) :]
 
@@ -959,10 +1006,8 @@ def test_parallel_and_serial_sources_are_told_apart() -> None:
     serial = Edit("resid_post.2", Swap(Source(EVEN, edit=low)), tokens=3)
     one, two = (model.read(EVEN, "resid_post.2", edit=e)["resid_post.2"] for e in (parallel, serial))
     plain = tiny.states(model.hf, EVEN, 2)
-    with tiny.hook(
-        tiny.block(model.hf, 0),
-        lambda h, s=tiny.states(model.hf, OTHER, 0): torch.cat([h[:, :1], s[:, 1:2], h[:, 2:]], 1),
-    ):
+    other = tiny.states(model.hf, OTHER, 0)
+    with tiny.hook(tiny.block(model.hf, 0), lambda h: torch.cat([h[:, :1], other[:, 1:2], h[:, 2:]], 1)):
         patched = tiny.states(model.hf, EVEN, 2)
     # parallel: the base is patched below and gets its own plain state back at token 3
     torch.testing.assert_close(one, torch.cat([patched[:, :3], plain[:, 3:]], 1))

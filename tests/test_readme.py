@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,3 +31,20 @@ def test_every_block(hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(code) == 2
     run(README, code)
     assert (tmp_path / "calm" / "edit.json").exists()
+
+
+def test_the_tests_it_names_are_there() -> None:
+    named = set(re.findall(r"`(test_\w+)`", README.read_text()))
+    assert named
+    there = (README.parent / "tests" / "test_pyvene_defects.py").read_text()
+    assert named <= set(re.findall(r"^def (test_\w+)", there, re.MULTILINE))
+
+
+def test_its_links_lead_somewhere() -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", README.read_text()):
+        path, _, anchor = link.partition("#")
+        page = README.parent / path
+        assert page.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in headings}, link

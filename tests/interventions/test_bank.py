@@ -1,4 +1,4 @@
-"""Bank: every row of a batch as its own intervention alone, row 0 as no edit, and training that stays within its rows."""
+"""Bank: every row of a batch as its own intervention alone, row 0 as no edit, training that stays within its rows."""
 
 from __future__ import annotations
 
@@ -11,13 +11,28 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.interventions import tiny
+from tests.interventions.tiny import WIDTH
 from torch import Tensor, nn
 
 import inlay
-from inlay import Ablate, Add, Bank, Clamp, Edit, Function, Intervention, Mean, Noise, Project, Replace, Scale, Swap, Zero
+from inlay import (
+    Ablate,
+    Add,
+    Bank,
+    Clamp,
+    Edit,
+    Function,
+    Intervention,
+    Mean,
+    Noise,
+    Project,
+    Replace,
+    Scale,
+    Swap,
+    Zero,
+)
 from inlay.errors import EditError, InputError, SiteError
-from tests.interventions import tiny
-from tests.interventions.tiny import WIDTH
 
 
 def _v(seed: int) -> Tensor:
@@ -29,11 +44,15 @@ class Bend(nn.Module):
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
+        self.seed = seed
         generator = torch.Generator().manual_seed(seed)
         self.down = nn.Parameter(torch.randn(WIDTH, 3, generator=generator))
         self.up = nn.Parameter(torch.randn(3, WIDTH, generator=generator))
         self.bias = nn.Parameter(torch.randn(WIDTH, generator=generator))
         self.register_buffer("gain", torch.rand((), generator=generator) + 0.5)
+
+    def config(self) -> dict[str, Any]:
+        return {"seed": self.seed}
 
     def forward(self, h: Tensor) -> Tensor:
         wide = h.to(self.up.dtype)
@@ -475,6 +494,8 @@ def test_what_a_bank_does_not_hold() -> None:
         Bank([_v(0)])  # type: ignore[list-item]
     with pytest.raises(EditError, match="an intervention with a Source has no table"):
         Bank([Swap([[1, 2]]), Swap([[3, 4]])])
+    with pytest.raises(EditError, match="an intervention with a Source has no table"):
+        Bank([Function(lambda h, source: source, [[1, 2]])])
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 4], [0, -1, 0, 0], [99, 0, 0, 0]])

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.interventions import tiny
+from tests.interventions.tiny import EVEN, OTHER, RAGGED, WIDTH
 from torch import Tensor, nn
 
 import inlay
 from inlay import Add, Bank, Clamp, Edit, Function, Mean, Project, Replace, Scale, Source, Swap, Zero
 from inlay.errors import EditError, SiteError, TokensError
-from tests.interventions import tiny
-from tests.interventions.tiny import EVEN, OTHER, RAGGED, WIDTH
 
 SITE = "resid_post.1"
 
@@ -177,6 +178,17 @@ def test_a_deepcopy_is_equal_and_independent() -> None:
     assert torch.equal(model.forward(EVEN, edit=edit).logits, want)
 
 
+def test_an_edit_can_be_handed_to_another_process() -> None:
+    """By the language's own means, as data loaders and launchers do; folders hold no pickle."""
+    shared = Add(nn.Parameter(_v(0)))
+    edit = Edit("resid_post.0", shared, "last") + Edit("resid_post.2", shared) + Edit(SITE, Bank([Scale(2.0)]))
+    again = pickle.loads(pickle.dumps(edit))
+    assert again.parts[0].intervention is again.parts[1].intervention
+    model = tiny.model()
+    got, want = (model.forward(EVEN, edit=e, rows=[0, 1, 1, 0]).logits for e in (again, edit))
+    assert torch.equal(got, want)
+
+
 def test_named_parameters_state_dict_and_zero_grad() -> None:
     edit = _rich()
     names = [name for name, _ in edit.named_parameters()]
@@ -243,15 +255,25 @@ def test_with_strength_multiplies_and_shares() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_strength_that_is_not_finite_is_refused_wherever_it_is_given(bad: float) -> None:
     model, edit = tiny.model(), Edit(SITE, Add(_v(0)))
-    with pytest.raises(EditError, match="strength.*finite"):
+    with pytest.raises(EditError, match=r"strength.*finite"):
         Edit(SITE, Add(_v(0)), strength=bad)
-    with pytest.raises(EditError, match="strength.*finite"):
+    with pytest.raises(EditError, match=r"strength.*finite"):
         edit.with_strength(bad)
     for strength in (bad, [1.0, bad, 1.0, 1.0], torch.tensor(bad)):
-        with pytest.raises(EditError, match="strength.*finite"):
+        with pytest.raises(EditError, match=r"strength.*finite"):
             model.forward(EVEN, edit=edit, strength=strength)
-        with pytest.raises(EditError, match="strength.*finite"):
+        with pytest.raises(EditError, match=r"strength.*finite"):
             model.edited(edit, strength=strength)
+
+
+def test_gradients_reach_strengths() -> None:
+    model, v = tiny.model(), _v(0)
+    strength = nn.Parameter(torch.tensor([1.0, 2.0, 0.0, 0.5]))
+    model.forward(EVEN, edit=Edit(SITE, Add(v), strength=2.0), strength=strength).logits[..., 3].sum().backward()
+    by_hand = strength.detach().clone().requires_grad_()
+    with tiny.hook(tiny.block(model.hf, 1), lambda h: h + 2 * by_hand.reshape(-1, 1, 1) * v):
+        model.hf(torch.tensor(EVEN), use_cache=False).logits[..., 3].sum().backward()
+    torch.testing.assert_close(strength.grad, by_hand.grad, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("strength", [[1.0], [1.0, 2.0], [1.0] * 5, [[1.0] * 4], []])
@@ -304,7 +326,7 @@ def test_touched_counts_attended_positions() -> None:
 
 
 def test_sites_and_tokens_are_read_when_it_is_made() -> None:
-    with pytest.raises(SiteError, match="no Site is called 'residual.3'"):
+    with pytest.raises(SiteError, match=r"no Site is called 'residual\.3'"):
         Edit("residual.3", Add(_v(0)))
     with pytest.raises(TokensError, match="'lots' is not understood"):
         Edit(SITE, Add(_v(0)), tokens="lots")

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.interventions import tiny
+from tests.interventions.tiny import EVEN, OTHER, WIDTH
 from torch import Tensor, nn
 
 import inlay
@@ -36,8 +38,6 @@ from inlay import (
     Zero,
 )
 from inlay.errors import EditError, FolderError, InlayError
-from tests.interventions import tiny
-from tests.interventions.tiny import EVEN, OTHER, WIDTH
 
 SITE = "resid_post.1"
 
@@ -162,7 +162,8 @@ def test_a_sum_of_parts_comes_back_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["plain", "it's", 'say "so"', "both ' and \"", "a+b", "f(x)", "two\nlines", "tab\t", "back\\slash", "snö", "')"]
+    "text",
+    ["plain", "it's", 'say "so"', "both ' and \"", "a+b", "f(x)", "two\nlines", "tab\t", "back\\slash", "snö", "')"],
 )
 def test_spans_of_any_text_come_back(text: str, tmp_path: Path) -> None:
     for occurrence in (0, -1):
@@ -291,7 +292,7 @@ def _nothing_written(folder: Path) -> bool:
 def test_tokens_of_one_batch_are_refused(tmp_path: Path) -> None:
     for tokens in (torch.ones(4, 4, dtype=torch.bool), torch.tensor([[0], [1]])):
         edit = Edit("resid_post.0", Add(_v(0))) + Edit(SITE, Add(_v(0)), tokens=tokens)
-        with pytest.raises(EditError, match="part 1: tokens=.* belongs to one batch and cannot be saved"):
+        with pytest.raises(EditError, match=r"part 1: tokens=.* belongs to one batch and cannot be saved"):
             edit.save(tmp_path / "edit")
     assert _nothing_written(tmp_path / "edit")
 
@@ -436,7 +437,7 @@ def _changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def test_missing_files(saved: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(FolderError, match="is no Edit folder: it has no edit.json"):
+    with pytest.raises(FolderError, match=r"is no Edit folder: it has no edit\.json"):
         Edit.from_pretrained(empty)
     (saved / "edit.safetensors").unlink()
     with pytest.raises(FolderError, match=r"edit\.safetensors cannot be read"):
@@ -629,7 +630,7 @@ def test_a_repository_that_is_not_there(hub: Hub) -> None:
 
 def test_a_repository_that_is_no_edit(hub: Hub) -> None:
     (hub.home / "someone/model").mkdir(parents=True)
-    with pytest.raises(FolderError, match="is no Edit folder: it has no edit.json"):
+    with pytest.raises(FolderError, match=r"is no Edit folder: it has no edit\.json"):
         Edit.from_pretrained("someone/model")
 
 

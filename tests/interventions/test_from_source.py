@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.interventions import tiny
+from tests.interventions.tiny import EVEN, OTHER, RAGGED, WIDTH
 from torch import Tensor
 
 import inlay
 from inlay import Add, Edit, Mean, Source, Swap
 from inlay.errors import EditError, SiteError, TokensError
-from tests.interventions import tiny
-from tests.interventions.tiny import EVEN, OTHER, RAGGED, WIDTH
 
 both = pytest.mark.parametrize("family", tiny.FAMILIES)
 layers = pytest.mark.parametrize("layer", range(tiny.LAYERS))
@@ -78,9 +78,7 @@ def test_the_kth_source_token_goes_to_the_kth_base_token(family: str) -> None:
 def test_each_row_may_have_its_own_positions() -> None:
     model = tiny.model()
     base_at, source_at = [[4, 1], [2, 0], [6, 3], [1, 0]], [[0, 1], [2, 3], [1, 3], [0, 3]]
-    edit = Edit(
-        "resid_post.1", Swap(Source(OTHER, tokens=torch.tensor(source_at))), tokens=torch.tensor(base_at)
-    )
+    edit = Edit("resid_post.1", Swap(Source(OTHER, tokens=torch.tensor(source_at))), tokens=torch.tensor(base_at))
     got = model.forward(RAGGED, edit=edit).logits
     # positions count in the order of the row: the smaller source position goes to the smaller base position
     change = paired(tiny.states(model.hf, OTHER, 1), [sorted(p) for p in base_at], source_at)
@@ -227,6 +225,19 @@ def test_generation_from_a_swapped_prompt(family: str) -> None:
         assert new[row] == ids[len(prompt) :]
 
 
+def test_all_tokens_of_a_swap_are_those_of_the_prompt() -> None:
+    """A source has no states for tokens that are yet to come: generated ones are left as they are."""
+    model = tiny.model()
+    new = model.generate(EVEN, edit=Edit("resid_post.1", Swap(OTHER)), max_new_tokens=5, do_sample=False)
+    states = tiny.states(model.hf, OTHER, 1)
+    for row, prompt in enumerate(EVEN):
+        ids = list(prompt)
+        change = paired(states[row : row + 1], [range(4)], [range(4)])
+        for _ in range(5):
+            ids.append(int(tiny.hooked(model.hf, [ids], 1, change)[0, -1].argmax()))
+        assert new[row] == ids[4:]
+
+
 def test_beams_of_a_swapped_prompt_equal_each_alone() -> None:
     model = tiny.model()
     how: dict[str, Any] = {"max_new_tokens": 5, "num_beams": 3, "do_sample": False}
@@ -337,6 +348,21 @@ def test_a_source_of_another_width_names_both(make: Any, site: str) -> None:
 def test_stored_states_of_another_width_name_both(make: Any, width: int) -> None:
     with pytest.raises(SiteError, match=rf"\b{width}\b.*\b32\b"):
         tiny.model().forward(EVEN, edit=Edit("resid_post.1", make(torch.randn(4, 1, width)), tokens="last"))
+
+
+@pytest.mark.parametrize("make", [Swap, Mean])
+@pytest.mark.parametrize("length", [3, 8])
+def test_patterns_of_another_length_are_refused(make: Any, length: int) -> None:
+    """The width of a pattern is heads times keys: of another length it does not line up, whatever its size."""
+    source = Source([(row * 2)[:length] for row in EVEN], tokens="first2")
+    with pytest.raises(SiteError, match=rf"{4 * length}\b.*\b16\b|{length} keys"):
+        tiny.model().forward(EVEN, edit=Edit("pattern.0", make(source), tokens="first2"))
+
+
+def test_patterns_of_one_length_are_swapped() -> None:
+    model = tiny.model()
+    got = model.read(EVEN, "pattern.1", edit=Edit("pattern.1", Swap(OTHER)))["pattern.1"]
+    torch.testing.assert_close(got, model.read(OTHER, "pattern.1")["pattern.1"])
 
 
 @pytest.mark.parametrize("make", [Swap, lambda s: Mean(s)], ids=["swap", "mean"])

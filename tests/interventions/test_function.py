@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from inlay import Edit, Function, Source
-from inlay.errors import EditError, FolderError
 from tests.interventions import tiny
 from tests.interventions.tiny import EVEN, OTHER, RAGGED, WIDTH
+from torch import Tensor, nn
+
+from inlay import Bank, Edit, Function, Source
+from inlay.errors import EditError, FolderError
 
 SITE = "resid_post.1"
 
@@ -46,7 +46,7 @@ class LowRankUpdate(nn.Module):
     def __init__(self, width: int, into: int, rank: int, seed: int = 0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.sizes = {"width": width, "into": into, "rank": rank}
+        self.sizes = {"width": width, "into": into, "rank": rank, "seed": seed}
         self.down = nn.Parameter(torch.randn(into, rank, generator=generator))
         self.up = nn.Parameter(torch.randn(rank, width, generator=generator))
 
@@ -218,6 +218,28 @@ def inlay_of(hf: Any) -> Any:
     return inlay.load(hf)
 
 
+@pytest.mark.parametrize("banked", [False, True])
+def test_the_input_of_a_module_on_flattened_tokens_has_rows(banked: bool) -> None:
+    """OPT calls its fc2 on [rows x tokens, d]; the input comes as [rows, tokens, d] like the state."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": tiny.VOCABULARY, "hidden_size": WIDTH, "ffn_dim": 48, "word_embed_proj_dim": WIDTH}
+    hf = OPTForCausalLM(OPTConfig(**shape, num_hidden_layers=2, num_attention_heads=4, init_std=0.3)).eval()
+    update = LowRankUpdate(WIDTH, 48, 3)
+    made = Bank([Function(update)]) if banked else update
+    rows = {"rows": [1, 0, 1, 1]} if banked else {}
+    with torch.no_grad():
+        got = inlay_of(hf).forward(EVEN, edit=Edit("mlp_out.1", made), **rows).logits
+        base = hf(torch.tensor(EVEN)).logits
+        hf.model.decoder.layers[1].fc2.weight += (update.down @ update.up).T
+        want = hf(torch.tensor(EVEN)).logits
+    if banked:
+        assert torch.equal(got[1], base[1])
+        want[1] = base[1]
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("strength", [0.0, 0.3, 1.0, [0.0, 1.0, -1.0, 0.5]])
 def test_strength_scales_the_change(strength: Any) -> None:
     model = tiny.model()
@@ -232,7 +254,7 @@ def test_a_function_may_compute_in_another_dtype(strength: float | None) -> None
     for dtype in (torch.bfloat16, torch.float32):
         model = tiny.model(dtype=dtype)
         h = tiny.states(model.hf, EVEN, 1)
-        edit = Edit(SITE, lambda h: (2 * h.double()), strength=strength)
+        edit = Edit(SITE, lambda h: 2 * h.double(), strength=strength)
         got = model.read(EVEN, SITE, edit=edit)[SITE]
         want = h.double() * (2.0 if strength is None else 1.5)
         assert got.dtype == dtype
@@ -276,9 +298,7 @@ def test_what_the_module_becomes_later_counts() -> None:
     assert torch.equal(model.forward(EVEN, edit=edit).logits, tiny.plain(model.hf, EVEN))
     with torch.no_grad():
         gate.weight.fill_(2.0)
-    torch.testing.assert_close(
-        model.forward(EVEN, edit=edit).logits, tiny.hooked(model.hf, EVEN, 1, lambda h: 2 * h)
-    )
+    torch.testing.assert_close(model.forward(EVEN, edit=edit).logits, tiny.hooked(model.hf, EVEN, 1, lambda h: 2 * h))
 
 
 # -- on disk -----------------------------------------------------------------------------------------------------------
@@ -334,7 +354,9 @@ def test_a_module_with_tied_parameters_is_found_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "f", [lambda h: h, partial(doubled), nn.Linear(WIDTH, WIDTH), Bent(0.5)], ids=["lambda", "partial", "linear", "bent"]
+    "f",
+    [lambda h: h, partial(doubled), nn.Linear(WIDTH, WIDTH), Bent(0.5)],
+    ids=["lambda", "partial", "linear", "bent"],
 )
 def test_what_could_not_be_loaded_fails_at_save(f: Any, tmp_path: Path) -> None:
     """A module whose constructor takes arguments that it does not tell in `config()` could not be made again."""

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.interventions import tiny
+from tests.interventions.tiny import EVEN, OTHER, RAGGED, WIDTH
 from torch import Tensor, nn
 
 import inlay
 from inlay import Activations, Add, Edit, Function, Mean, Scale, Source, Swap
 from inlay.errors import EditError, FolderError, InputError, ModelError, SiteError
-from tests.interventions import tiny
-from tests.interventions.tiny import EVEN, OTHER, RAGGED, WIDTH
 
 THIRD = [[2, 4, 6, 8], [1, 3, 5, 7], [60, 61, 62, 63], [30, 20, 10, 5]]
 
@@ -76,7 +76,9 @@ def test_parallel_each_edit_has_its_own_source() -> None:
 
 def test_parallel_sources_at_one_site() -> None:
     model = tiny.model()
-    edit = Edit("resid_post.1", Swap(Source(OTHER)), tokens=1) + Edit("resid_post.1", Swap(Source(THIRD)), tokens=[1, 2])
+    edit = Edit("resid_post.1", Swap(Source(OTHER)), tokens=1) + Edit(
+        "resid_post.1", Swap(Source(THIRD)), tokens=[1, 2]
+    )
     got = model.read(EVEN, "resid_post.1", edit=edit)["resid_post.1"]
     want = tiny.states(model.hf, EVEN, 1)
     want[:, 1:3] = tiny.states(model.hf, THIRD, 1)[:, 1:3]  # the second part acts later and wins at token 1
@@ -181,6 +183,38 @@ def test_a_read_in_batches_under_a_source_of_one_row_and_under_a_mean(batch_toke
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("batch_tokens", [8192, 8, 1])
+def test_a_read_in_batches_pairs_the_rows_of_a_serial_source(batch_tokens: int) -> None:
+    """What a Source runs under belongs to its rows too: its own Sources, and positions given as a tensor."""
+    model = tiny.model()
+    at = torch.tensor([[0], [1], [2], [3]])
+    below = Edit("resid_post.0", Swap(Source(THIRD)), tokens="last") + Edit("resid_post.0", Scale(3.0), tokens=at)
+    edit = Edit("resid_post.1", Swap(Source(OTHER, edit=below)), tokens="last")
+    third = tiny.states(model.hf, THIRD, 0)
+
+    def change(h: Tensor) -> Tensor:
+        new = torch.cat([h[:, :-1], third[:, -1:]], 1)
+        new[range(4), range(4)] *= 3
+        return new
+
+    with tiny.hook(tiny.block(model.hf, 0), change):
+        want = tiny.states(model.hf, OTHER, 1)[:, -1]
+    whole = model.forward(RAGGED, edit=edit, read="resid_post.1", tokens="last").acts["resid_post.1"]
+    torch.testing.assert_close(whole, want)
+    got = model.read(RAGGED, "resid_post.1", "last", edit=edit, batch_tokens=batch_tokens)["resid_post.1"]
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize(("batch_tokens", "batches"), [(8192, 1), (1, 4)])
+def test_a_read_in_batches_runs_a_source_once_a_batch(batch_tokens: int, batches: int) -> None:
+    model = tiny.model()
+    source = Source(OTHER)
+    edit = Edit("resid_post.0", Swap(source), "last") + Edit("mlp_out.1", Swap(source), "last")
+    with tiny.forwards(model.hf) as count:
+        model.read(RAGGED, "resid_post.2", edit=edit, batch_tokens=batch_tokens)
+    assert count == [2 * batches]
+
+
 # -- what it is made of ------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +229,21 @@ def test_prompts_of_every_kind(made: str) -> None:
     }[made]
     got = model.forward(EVEN, edit=Edit("resid_post.1", Swap(Source(prompts)))).logits
     torch.testing.assert_close(got, tiny.plain(model.hf, OTHER), rtol=1e-6, atol=1e-6)
+
+
+def test_tokens_of_a_source_are_found_in_its_own_text() -> None:
+    model = inlay.load(tiny.llama(), tokenizer=tiny.words())
+    base, other = ["w5 w9 w17", "w3 w2 w9"], ["w31 w22", "w4 w6 w31"]
+    edit = Edit("resid_post.1", Swap(Source(other, tokens=inlay.span("w31"))), tokens=inlay.span("w9"))
+    states = tiny.states(model.hf, [[31, 22], [4, 6, 31]], 1)
+
+    def change(h: Tensor) -> Tensor:
+        new = h.clone()
+        new[0, 1], new[1, 2] = states[0, 0], states[1, 2]
+        return new
+
+    want = tiny.hooked(model.hf, [[5, 9, 17], [3, 2, 9]], 1, change)
+    torch.testing.assert_close(model.forward(base, edit=edit).logits, want)
 
 
 def test_stored_states() -> None:

@@ -31,6 +31,7 @@ PLAIN = {
 DENSE = {**PLAIN, "intermediate_size": INNER}
 GROUPED = {**DENSE, "num_key_value_heads": KV}
 GPT = {**IDS, "vocab_size": VOCAB, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 64}
+HALF_ROTARY = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
 
 Places = dict[str, str]
@@ -309,7 +310,7 @@ FAMILIES: dict[str, Family] = {
         fused=phi3(HEADS, KV, WIDTH // HEADS),
     ),
     "phi": Family(
-        lambda: t.PhiConfig(**DENSE, partial_rotary_factor=0.5),
+        lambda: t.PhiConfig(**DENSE, rope_parameters=HALF_ROTARY),
         places(
             "model.layers.{}",
             "self_attn",
@@ -330,14 +331,14 @@ FAMILIES: dict[str, Family] = {
         fused=thirds(),
     ),
     "gpt_neox": Family(
-        lambda: t.GPTNeoXConfig(**DENSE),
+        lambda: t.GPTNeoXConfig(**DENSE, rope_parameters=HALF_ROTARY),
         places("gpt_neox.layers.{}", **NEOX, resid_mid=None),
         kv=HEADS,
         fused=neox(HEADS, WIDTH // HEADS),
         parallel=True,
     ),
     "gpt_neox_sequential": Family(
-        lambda: t.GPTNeoXConfig(**DENSE, use_parallel_residual=False),
+        lambda: t.GPTNeoXConfig(**DENSE, rope_parameters=HALF_ROTARY, use_parallel_residual=False),
         places("gpt_neox.layers.{}", **NEOX),
         kv=HEADS,
         fused=neox(HEADS, WIDTH // HEADS),

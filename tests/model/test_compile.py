@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -21,13 +22,21 @@ from inlay.model import patch
 
 BATCH = {**padded(rows(6, 4), "left"), "use_cache": False}
 WAYS = ("model", "forward", "blocks", "block forwards")
-every_way = pytest.mark.parametrize("way", WAYS)
+
+
+def ways(*fast: str, out_of: tuple[str, ...] = WAYS) -> pytest.MarkDecorator:
+    """Ways to compile, of which those that are not `fast` are left to the slow tests."""
+    return pytest.mark.parametrize("way", [w if w in fast else pytest.param(w, marks=pytest.mark.slow) for w in out_of])
+
+
+LIMITS = {"recompile_limit": 64, "accumulated_recompile_limit": 512}  # blocks share their code
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
-    with torch._dynamo.config.patch(recompile_limit=64, accumulated_recompile_limit=512):  # blocks share their code
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)  # pytest would format all of it
+    with torch._dynamo.config.patch(LIMITS):
         yield
     torch._dynamo.reset()
 
@@ -78,7 +87,7 @@ def vector(seed: int = 0) -> Tensor:
     return torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-@every_way
+@ways("model", "blocks")
 def test_an_edit_set_after_compiling_is_seen_and_lifted(way: str) -> None:
     one = Compiled(way)
     plain, first = one.check()
@@ -93,7 +102,7 @@ def test_an_edit_set_after_compiling_is_seen_and_lifted(way: str) -> None:
     assert patch.standing() == 0
 
 
-@every_way
+@ways("model")
 def test_vectors_strengths_and_rows_change_without_a_recompile(way: str) -> None:
     one = Compiled(way)
     one.check()
@@ -117,57 +126,58 @@ def test_vectors_strengths_and_rows_change_without_a_recompile(way: str) -> None
         assert one.check()[1] == 0
 
 
-@pytest.mark.parametrize("tokens", ["all", "prompt", "last", "first2+last1", -2, [0, 1], slice(1, 3), "prompt[1:]"])
-@pytest.mark.parametrize("way", ["model", "blocks"])
-def test_tokens(way: str, tokens: Any) -> None:
+@ways(out_of=("model", "blocks"))
+def test_tokens(way: str) -> None:
     one = Compiled(way)
     plain, _ = one.check()
-    edited, _ = one.check(Edit("z.1.h1", Zero(), tokens=tokens))
-    assert not torch.equal(edited, plain)
     right = {**padded(rows(6, 4)), "use_cache": False}
-    one.check(Edit("z.1.h1", Zero(), tokens=tokens), right)
     prompt = torch.tensor([[0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 0]]).bool()
-    if tokens != slice(1, 3):
-        one.check(Edit("z.1.h1", Zero(), tokens=tokens), prompt_mask=prompt)
+    for tokens in ("all", "prompt", "last", "first2+last1", -2, [0, 1], slice(1, None), "prompt[1:]"):
+        edit = Edit("z.1.h1", Zero(), tokens=tokens)
+        edited, _ = one.check(edit)
+        assert not torch.equal(edited, plain)
+        one.check(edit, right)
+        one.check(edit, prompt_mask=prompt)
     one.check(Edit("z.1.h1", Zero(), tokens="response[1:]"), prompt_mask=prompt)
     assert one.check()[1] == 0
 
 
-@pytest.mark.parametrize(
-    ("site", "intervention"),
-    [
-        ("resid_pre.1", lambda: Clamp(vector(), 1.0)),
-        ("resid_mid.1", lambda: Ablate(vector())),
-        ("resid_post.*", lambda: Project(torch.eye(WIDTH)[:, :3])),
-        ("attn_out.0", lambda: Replace(vector())),
-        ("mlp_out.1", lambda: Mean(vector())),
-        ("q.1.h3", lambda: Scale(0.3)),
-        ("q_rot.0", lambda: Scale(0.3)),
-        ("k_rot.1.h1", lambda: Scale(0.3)),
-        ("pattern.1", lambda: Scale(0.3)),
-        ("resid_post.0", lambda: Noise(0.5)),
-        ("resid_post.0", lambda: Swap(Source(rows(6, 4, seed=1)))),
-        ("resid_post.0", lambda: nn.Linear(WIDTH, WIDTH)),
-        ("resid_post.0", lambda: lambda h: h.tanh()),
-        ("embed", lambda: Zero(dims=[1, 3])),
-        ("final_norm", lambda: Add(vector())),
-        ("logits", lambda: Scale(2.0)),
-        ("module:model.layers.1.mlp.gate_proj:out", lambda: Scale(2.0)),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("way", ["model", "blocks"])
-def test_every_kind_and_site(way: str, site: str, intervention: Callable[[], Any]) -> None:
+KINDS: list[tuple[str, Callable[[], Any]]] = [
+    ("resid_mid.1", lambda: Ablate(vector())),
+    ("q_rot.0", lambda: Scale(0.3)),
+    ("pattern.1", lambda: Scale(0.3)),
+    ("resid_post.0", lambda: Swap(Source(rows(6, 4, seed=1)))),
+    ("resid_pre.1", lambda: Clamp(vector(), 1.0)),
+    ("resid_post.*", lambda: Project(torch.eye(WIDTH)[:, :3])),
+    ("attn_out.0", lambda: Replace(vector())),
+    ("mlp_out.1", lambda: Mean(vector())),
+    ("q.1.h3", lambda: Scale(0.3)),
+    ("k_rot.1.h1", lambda: Scale(0.3)),
+    ("resid_post.0", lambda: Noise(0.5)),
+    ("resid_post.0", lambda: nn.Linear(WIDTH, WIDTH)),
+    ("resid_post.0", lambda: lambda h: h.tanh()),
+    ("embed", lambda: Zero(dims=[1, 3])),
+    ("final_norm", lambda: Add(vector())),
+    ("logits", lambda: Scale(2.0)),
+    ("module:model.layers.1.mlp.gate_proj:out", lambda: Scale(2.0)),
+]
+
+
+@pytest.mark.parametrize("kinds", [KINDS[:4], pytest.param(KINDS[4:], marks=pytest.mark.slow)], ids=["some", "others"])
+@ways("model", out_of=("model", "blocks"))
+def test_kinds_and_sites(way: str, kinds: list[tuple[str, Callable[[], Any]]]) -> None:
     one = Compiled(way)
-    edit = Edit(site, intervention())
     plain, _ = one.check()
-    edited, _ = one.check(edit)
-    assert not torch.equal(edited, plain)
-    assert torch.equal(one.check(edit)[0], edited)
-    assert torch.equal(one.check()[0], plain)
+    for site, intervention in kinds:
+        edit = Edit(site, intervention())
+        edited, _ = one.check(edit)
+        assert not torch.equal(edited, plain), edit
+        again, new = one.check(edit)
+        assert torch.equal(again, edited) and new == 0, edit
+        assert torch.equal(one.check()[0], plain), edit
 
 
-@pytest.mark.parametrize("way", ["model", "blocks"])
+@ways("model", out_of=("model", "blocks"))
 def test_nested_edits(way: str) -> None:
     one = Compiled(way)
     outer, inner = Edit("resid_post.0", Scale(3.0)), Edit("resid_post.0", Add(vector())) + Edit("z.1", Zero())
@@ -179,7 +189,7 @@ def test_nested_edits(way: str) -> None:
     assert torch.equal(nested, want)
 
 
-@pytest.mark.parametrize("way", ["model", "forward", "blocks"])
+@ways("model", out_of=("model", "forward", "blocks"))
 def test_forward_read_and_resume_of_a_compiled_model(way: str) -> None:
     one, prompts, edit = Compiled(way), rows(6, 4), Edit("resid_post.0", Add(vector()))
     sites = ["resid_pre.*", "z.1", "logits"]
@@ -198,7 +208,7 @@ def test_forward_read_and_resume_of_a_compiled_model(way: str) -> None:
     one.check()
 
 
-@pytest.mark.parametrize("way", ["forward", "blocks"])
+@ways(out_of=("forward", "blocks"))
 def test_generation_by_a_compiled_model(way: str) -> None:
     one = Compiled(way)
     for edit in (None, Edit("resid_post.0", Add(2 * vector()), tokens="response"), Edit("z.1", Zero(), tokens="last2")):
@@ -206,8 +216,8 @@ def test_generation_by_a_compiled_model(way: str) -> None:
         assert one.model.generate(rows(6, 4), **options) == one.twin.generate(rows(6, 4), **options)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("way", ["model", "blocks"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
+@ways("model", out_of=("model", "blocks"))
 def test_gradients_through_a_compiled_model(way: str, backend: str) -> None:
     one = Compiled(way, backend)
     gradients = []
@@ -224,22 +234,25 @@ def test_gradients_through_a_compiled_model(way: str, backend: str) -> None:
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
-@every_way
+@ways()
 def test_a_compiled_model_in_several_threads(way: str) -> None:
     one = Compiled(way)
     edits = [None, Edit("resid_post.0", Add(vector())), Edit("resid_post.0", Add(vector(1))), Edit("z.1.h0", Zero())]
     serial = [one.check(edit)[0] for edit in edits]
     gate, got, failed = threading.Barrier(len(edits)), [[] for _ in edits], []
 
+    def run(edit: Edit | None) -> Tensor:
+        if edit is None:
+            return one.logits()
+        with one.model.edited(edit):
+            return one.logits()
+
     def work(k: int) -> None:
         try:
-            for _ in range(5):
-                gate.wait(120)
-                if edits[k] is None:
-                    got[k].append(one.logits())
-                else:
-                    with one.model.edited(edits[k]):
-                        got[k].append(one.logits())
+            with torch._dynamo.config.patch(LIMITS):  # a thread begins with the defaults
+                for _ in range(5):
+                    gate.wait(120)
+                    got[k].append(run(edits[k]))
         except BaseException as error:
             failed.append(error)
             gate.abort()
@@ -254,7 +267,7 @@ def test_a_compiled_model_in_several_threads(way: str) -> None:
         assert len(mine) == 5 and all(torch.equal(logits, want) for logits in mine)
 
 
-@every_way
+@ways("model", "blocks")
 def test_a_thread_that_enters_no_edit_stays_unedited_beside_one_that_does(way: str) -> None:
     one = Compiled(way)
     plain, _ = one.check()
@@ -268,7 +281,7 @@ def test_a_thread_that_enters_no_edit_stays_unedited_beside_one_that_does(way: s
     assert torch.equal(got[0], plain) and not torch.equal(edited, plain)
 
 
-@every_way
+@ways("blocks")
 def test_no_trace_on_a_compiled_model(way: str) -> None:
     one = Compiled(way)
     one.check()

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 import transformers as t
+from tests.model.families import FAMILIES, GROUPED, IDS, LAYERS, WIDTH, build, randomize
+from tests.model.sites_by_hand import batch, forward, listen
 from torch import Tensor, nn
 
 import inlay
@@ -17,8 +19,6 @@ from inlay import Add, Edit, Scale, Zero
 from inlay.errors import ModelError, SiteError
 from inlay.model.discover import discover
 from inlay.model.sites import GLOBAL, LAYERED
-from tests.model.families import FAMILIES, GROUPED, HEADS, IDS, KV, LAYERS, WIDTH, build, llama, randomize
-from tests.model.sites_by_hand import batch, forward, listen
 
 INPUTS = batch(8, 8)
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -224,7 +224,7 @@ def test_a_failed_search_leaves_a_model_as_it_was() -> None:
 
     module = Fails()
     before = traces(module)
-    with pytest.raises(ModelError, match="the third wire is loose.*example="):
+    with pytest.raises(ModelError, match=r"the third wire is loose.*example="):
         inlay.load(module)
     before["random"] = traces(module)["random"]  # drawn by the module itself
     assert traces(module) == before

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ from tests.model.sites_by_hand import Heard, Key, batch, forward, listen
 from torch import Tensor
 
 import inlay
-from inlay import Add, Edit, Replace, Scale, Source, Swap
+from inlay import Add, Edit, Replace, Scale, Source, Swap, Zero
 from inlay.errors import SiteError
 from inlay.model.places import Columns, Place, pick, put_back
 
@@ -367,6 +370,97 @@ def test_parts_of_one_projection_commute(family: str, one: str, two: str) -> Non
         whole = clean(family).sites[name, 1] * factors.get(name, 1.0)
         assert_read(first.acts, f"{name}.1", whole, PADDED)
         assert_read(second.acts, f"{name}.1", whole, PADDED)
+
+
+# -- real weights ----------------------------------------------------------------------------------------------------
+
+REAL = {
+    "stories260K": (FAMILIES["llama"], 5),
+    "bitllama_3M": (FAMILIES["bitnet"], 8),
+    "gpt-nano-sort": (FAMILIES["gpt2"], 3),
+}
+
+
+def real(shared: Path, name: str, **kwargs: Any) -> tuple[inlay.Model, Family, dict[str, Tensor]]:
+    """A model of the shared folder, its row of the table with its own number of layers, and inputs."""
+    row, layers = REAL[name]
+    every_layer = {site: tuple(range(layers)) for site in row.sites if "{}" in row.places[site]}
+    m = inlay.load(shared / "data/models" / name, **kwargs)
+    assert m.layers == layers
+    vocabulary = m.config.vocab_size
+    inputs = batch(11, 7, seed=3)
+    inputs["input_ids"] = inputs["input_ids"] % vocabulary
+    return m, replace(row, layers=every_layer), inputs
+
+
+@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_read_of_real_weights_is_what_a_hook_sees(shared: Path, name: str, attention: str) -> None:
+    m, row, inputs = real(shared, name, attn_implementation=attention)
+    assert set(m.sites().places) == set(row.sites)
+    heard = listen(m.hf, row, inputs)
+    assert len(heard.sites) >= len(row.sites) - 3
+    acts = m.read(inputs, [spell(at) for at in heard.sites])
+    for at, whole in heard.sites.items():
+        assert_read(acts, spell(at), whole, inputs)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_write_into_real_weights_is_the_write_coded_by_hand(shared: Path, name: str) -> None:
+    m, row, inputs = real(shared, name, attn_implementation="eager")
+    plain = listen(m.hf, row, inputs, only=[]).logits
+    for site in row.sites:
+        if site == "resid_mid":
+            continue
+        at: Key = (site, 1 if "{}" in row.places[site] else None)
+        heard = listen(m.hf, row, inputs, at, lambda h: h * -0.5, only=[])
+        found = own(m.forward(inputs, edit=Edit(spell(at), Scale(-0.5))).logits, inputs)
+        for mine, theirs, unedited in zip(found, own(heard.logits, inputs), own(plain, inputs), strict=True):
+            assert torch.equal(mine, theirs), site
+            assert not torch.equal(mine, unedited), site
+
+
+@cache
+def sorting() -> tuple[Tensor, Tensor]:
+    """All 729 rows of six letters with their sorted letters but the last behind them, and the sorted letters."""
+    letters = torch.tensor(list(itertools.product(range(3), repeat=6)))
+    ordered = letters.sort(1).values
+    return torch.cat([letters, ordered[:, :-1]], 1), ordered
+
+
+def sorted_share(m: inlay.Model, edit: Edit | None = None) -> float:
+    """The share of rows whose six letters are all predicted, at positions 5 to 10."""
+    ids, ordered = sorting()
+    with torch.no_grad():
+        predicted = m.forward(ids, edit=edit).logits[:, 5:].argmax(-1)
+    return round(float((predicted == ordered).all(1).double().mean()), 4)
+
+
+def test_ablations_of_a_sorter_have_their_known_accuracies(shared: Path) -> None:
+    m = inlay.load(shared / "data/models/gpt-nano-sort")
+    heads = [[0.9506, 0.9328, 0.9616], [0.9986, 0.9959, 1.0], [0.9986, 0.9945, 0.9959]]
+    assert sorted_share(m) == 1.0
+    assert [[sorted_share(m, Edit(f"z.{i}.h{h}", Zero())) for h in range(3)] for i in range(3)] == heads
+    assert [sorted_share(m, Edit(f"mlp_out.{i}", Zero())) for i in range(3)] == [0.6529, 0.9053, 0.9973]
+    assert sorted_share(m) == 1.0
+
+
+def test_interchange_in_a_sorter_has_its_known_accuracies(shared: Path) -> None:
+    """The source of row i is row (i - 364) mod 729; which first letter follows, where the two differ in it."""
+    m = inlay.load(shared / "data/models/gpt-nano-sort")
+    ids, ordered = sorting()
+    other = (torch.arange(729) - 364) % 729
+    differ = ordered[:, 0] != ordered[other, 0]
+    assert int(differ.sum()) == 127
+
+    def follows(layer: int, tokens: Any) -> float:
+        edit = Edit(f"resid_post.{layer}", Swap(Source(ids[other])), tokens=tokens)
+        with torch.no_grad():
+            first = m.forward(ids, edit=edit).logits[:, 5].argmax(-1)
+        return round(float((first == ordered[other, 0])[differ].double().mean()), 4)
+
+    assert [follows(layer, 5) for layer in range(3)] == [0.5039, 0.6614, 1.0]
+    assert [follows(layer, slice(0, 6)) for layer in range(3)] == [1.0, 1.0, 1.0]
 
 
 # -- Columns and Place -----------------------------------------------------------------------------------------------

@@ -441,6 +441,23 @@ def test_a_source_of_one_prompt_each(budget: int) -> None:
 
 
 @budgets
+def test_a_source_under_an_edit_with_a_source(budget: int) -> None:
+    """Serial interchange: the first source goes into the second, and the second into the base, row by row."""
+    hf = model().hf
+    firsts, seconds = [row[::-1] for row in PROMPTS], [row[1:] + row[:1] for row in PROMPTS]
+    inner = Edit("resid_post.0", Swap(Source(firsts, tokens="last")), tokens=0)
+    swap = Edit(SITE, Swap(Source(seconds, tokens="last", edit=inner)), tokens="last")
+    found = model().read(PROMPTS, "resid_post.2", "last", edit=swap, batch_tokens=budget)
+    for row, (prompt, first, second) in enumerate(zip(PROMPTS, firsts, seconds, strict=True)):
+        state = output_of(hf, block(hf, 0), first)[-1:]
+        with hooked(block(hf, 0), lambda h, *_, state=state: state, lambda r, n: [0]):
+            state = output_of(hf, block(hf, 1), second)[-1:]
+        with hooked(block(hf, 1), lambda h, *_, state=state: state, lambda r, n: [n - 1]):
+            wanted = output_of(hf, block(hf, 2), prompt)[-1]
+        torch.testing.assert_close(found["resid_post.2"][row], wanted, rtol=1e-4, atol=1e-4)
+
+
+@budgets
 def test_a_source_of_one_prompt_for_all(budget: int) -> None:
     hf, donor = model().hf, ids("deep blue wave")
     state = output_of(hf, block(hf, 1), donor)[-1:]
@@ -462,13 +479,14 @@ def test_a_read_inside_of_a_context_sees_its_edit() -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_a_source_runs_once_for_all_batches() -> None:
-    hf = model().hf
-    swap = Edit(SITE, Swap(Source([ids("deep blue wave")], tokens="last")), tokens="last")
-    swap = swap + Edit("resid_post.0", Swap(swap.parts[0].intervention.source), tokens="last")
-    with Calls(block(hf, 0).mlp) as forwards:
-        model().read(PROMPTS, "resid_post.2", "last", edit=swap, batch_tokens=1)
-    assert forwards.count == len(PROMPTS) + 1
+def test_a_source_runs_once_for_all_its_sites_and_batches() -> None:
+    hf, n = model().hf, len(PROMPTS)
+    for donors, runs in (([ids("deep blue wave")], 1), ([row[::-1] for row in PROMPTS], n)):
+        source = Source(donors, tokens="last")
+        swap = Edit(SITE, Swap(source), tokens="last") + Edit("resid_post.0", Swap(source), tokens="last")
+        with Calls(block(hf, 0).mlp) as forwards:
+            model().read(PROMPTS, "resid_post.2", "last", edit=swap, batch_tokens=1)
+        assert forwards.count == n + runs
 
 
 def test_an_edit_that_some_batches_do_not_reach() -> None:
@@ -894,5 +912,9 @@ def test_as_many_rows_of_positions_as_prompts() -> None:
 def test_an_edit_that_reached_no_prompt() -> None:
     with pytest.raises(EditError, match="changed nothing"):
         model().read(PROMPTS, SITE, edit=Edit(SITE, Add(torch.ones(WIDTH)), tokens="response"))
-    with pytest.raises(EditError, match="changed nothing"):
-        model().read(PROMPTS, SITE, edit=Edit("resid_post.2", Add(torch.ones(WIDTH))))
+
+
+def test_an_edit_above_the_last_site_changes_nothing_that_is_read() -> None:
+    plain = model().read(PROMPTS, SITE)
+    found = model().read(PROMPTS, SITE, edit=Edit("resid_post.2", Add(torch.ones(WIDTH))))
+    assert torch.equal(found[SITE], plain[SITE])

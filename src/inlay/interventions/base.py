@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -92,13 +92,13 @@ class Intervention(nn.Module):
         source = getattr(self, "source", None)
         return () if source is None else (source,)
 
-    def picked(self, model: Any, rows: Sequence[int], total: int) -> Intervention:
-        """The same for some of `total` base rows: where it has paired sources, with those rows of them."""
+    def picked(self, pick: Callable[[Any], Any]) -> Intervention:
+        """The same for some rows of a batch: where it has a paired source, with those rows of it."""
         source = getattr(self, "source", None)
         if source is None or self.pooled:
             return self
         mine = copy.copy(self)
-        mine.__dict__["source"] = source.pick(model, rows, total)
+        mine.__dict__["source"] = pick(source)
         return mine
 
     def reduce(self, values: Tensor, real: Tensor | None) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -65,17 +65,24 @@ class Source:
             raise SiteError(f"Source(site={str(self.site)!r}) names {len(found)} layers: name one")
         return found[0], self.tokens or tokens
 
-    def pick(self, model: Any, rows: Sequence[int], total: int) -> Source:
-        """The source of some of `total` base rows: its own rows, where it has one for each."""
+    def pick(self, model: Any, rows: Sequence[int], total: int, part: Callable[[Any], Any]) -> Source:
+        """The source of some of `total` base rows: its own rows, where it has one for each.
+
+        `part` cuts a part of the Edit that the source itself runs under in the same way.
+        """
+        edit = self.edit
         if isinstance(self.prompts, Activations):
             mine: Any = self.prompts.pick(rows) if len(next(iter(self.prompts.values()))) == total else self.prompts
         elif self.stored:
             mine = self.prompts[list(rows)] if len(self.prompts) == total else self.prompts
         else:
             every = [list(row.ids) for row in model.encoder.rows(self.prompts)]
-            mine = [every[row] for row in rows] if len(every) == total else every
+            own = len(every) == total
+            mine = [every[row] for row in rows] if own else every
+            if own and edit is not None:
+                edit = type(edit).of(tuple(part(one) for one in edit.parts))
         tokens = self.tokens.pick(rows, total) if self.tokens else None
-        return Source(mine, tokens=tokens, site=self.site, edit=self.edit, grad=self.grad)
+        return Source(mine, tokens=tokens, site=self.site, edit=edit, grad=self.grad)
 
     def activations(self, model: Any, wanted: Sequence[tuple[Site, Tokens]]) -> list[tuple[Tensor, Tensor | None]]:
         """Values [rows, k, width] and which are real, bool [rows, k], for every (Site, Tokens), from one forward.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from inlay.errors import EditError
+from inlay.errors import EditError, SiteError
 from inlay.model.call import Call, State
 from inlay.model.frame import Frame, Selection
 from inlay.model.passes import Pass, Stop, Taken
@@ -38,6 +38,7 @@ def write(
     source = mask = None
     if index in run.constants:
         source = run.constants[index]
+        _need_width(run, index, source, h)
     elif index in run.sources:
         source, mask = _source(run, index, h, frame)
     call = Call(
@@ -62,6 +63,7 @@ def write(
 def _source(run: Run, index: int, h: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
     """The source's values paired with h, [R, T, W], and where there is one to pair, bool [R, T]."""
     values, real = run.sources[index]
+    _need_width(run, index, values, h)
     spec = run.spec_of[index]
     rank = frame.order(run.specs[spec], frame.prompt.tables[spec])
     count: Tensor | int = values.shape[1] if real is None else _spread(real.sum(1, keepdim=True), h.shape[0])
@@ -69,6 +71,15 @@ def _source(run: Run, index: int, h: Tensor, frame: Frame) -> tuple[Tensor, Tens
     values = _spread(values, h.shape[0]).to(h.device, h.dtype)
     place = rank.clamp(max=values.shape[1] - 1).to(h.device).expand(h.shape[0], -1)
     return values.gather(1, place[..., None].expand(-1, -1, h.shape[-1])), inside
+
+
+def _need_width(run: Run, index: int, values: Tensor, h: Tensor) -> None:
+    """Raise where a source's width is not the state's, which only the forward shows of patterns and raw Sites."""
+    if values.shape[-1] != h.shape[-1]:
+        raise SiteError(
+            f"{run.parts[index].site}: the source has width {values.shape[-1]}, and the state {h.shape[-1]}; "
+            "a pattern's width is heads x keys, so both runs need as many keys"
+        )
 
 
 def _state(run: Run, index: int, device: torch.device) -> State:

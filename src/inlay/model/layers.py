@@ -35,6 +35,8 @@ class Write:
         h = self.place.get(whole, rows)
         if not self.place.width:  # a raw Site's width shows only here
             self.run.parts[self.index].intervention.check(h.shape[-1], self.run.site_names[self.index])
+        if given is not None and given.ndim == 2 and h.ndim == 3:
+            given = given.unflatten(0, (rows, -1))
         new = at_site.write(self.run, self.index, h, given)
         if new is h:
             return whole

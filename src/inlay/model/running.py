@@ -44,14 +44,7 @@ def make_run(
     parts = _parts(model, edit)
     chosen, factor = _rows(parts, rows), _strength(strength)
     if cut is not None:
-        parts = [
-            replace(
-                part,
-                tokens=part.tokens.pick(cut.rows, cut.total),
-                intervention=part.intervention.picked(model, cut.rows, cut.total),
-            )
-            for part in parts
-        ]
+        parts = _picked(model, parts, cut)
         wants = [replace(want, tokens=want.tokens.pick(cut.rows, cut.total)) for want in wants]
         chosen = chosen if chosen is None else chosen[cut.rows]
         factor = factor if factor is None or not factor.ndim else factor[cut.rows]
@@ -68,6 +61,23 @@ def make_run(
         text=model.text,
         **more,
     )
+
+
+def _picked(model: Model, parts: Sequence[Any], cut: Cut) -> list[Any]:
+    """The parts cut to the rows of a batch; one Source in several parts stays one."""
+    known: dict[int, Any] = {}
+
+    def source(whole: Any) -> Any:
+        if id(whole) not in known:
+            known[id(whole)] = whole.pick(model, cut.rows, cut.total, one)
+        return known[id(whole)]
+
+    def one(part: Any) -> Any:
+        return replace(
+            part, tokens=part.tokens.pick(cut.rows, cut.total), intervention=part.intervention.picked(source)
+        )
+
+    return [one(part) for part in parts]
 
 
 @dataclass
