@@ -91,14 +91,17 @@ def _state(run: Run, index: int, device: torch.device) -> State:
 
 
 def read(run: Run, index: int, h: Tensor, whole: Tensor, fragile: bool = False) -> None:
-    """Keep what want `index` asks for of a Site's tensor h [R, T, W]."""
-    if run.replaying:
-        return
+    """Keep what want `index` asks for of a Site's tensor h [R, T, W].
+
+    A recomputation computes the same and keeps nothing, since a checkpoint counts the tensors that are saved.
+    """
     where = _gather(run, index, h, run.current)
     values = gathered(run, index, h, run.current)
     if fragile and values is h:
         values = h.clone()
     real = None if where is None else where[1]
+    if run.replaying:
+        return
     run.taken[index].append(Taken(values, real, whole if run.whole else None))
     if run.stop and all(run.taken):
         raise Stop

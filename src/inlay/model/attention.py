@@ -16,8 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-NAME = "inlay_eager"
-
 _lock = threading.RLock()
 _switched: dict[int, tuple[int, list[tuple[Any, Any]]]] = {}
 
@@ -26,6 +24,7 @@ class _Watching(threading.local):
     """The attention modules of this thread that are running under a run with Sites inside them, innermost last."""
 
     def __init__(self) -> None:
+        self.open = 0
         self.stack: list[tuple[nn.Module, Inside]] = []
 
 
@@ -44,12 +43,47 @@ def watched(module: nn.Module, inside: Inside) -> Iterator[None]:
         _watching.stack.pop()
 
 
-def attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+@contextmanager
+def opened() -> Iterator[None]:
+    """While this stands, attention in this thread is eager wherever a model was switched on."""
+    _watching.open += 1
+    try:
+        yield
+    finally:
+        _watching.open -= 1
+
+
+def _attention(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The attention function of a switched model whose implementation was `original`."""
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        eager = sys.modules[type(module).__module__].eager_attention_forward
+        if not _watching.open:
+            own: Any = eager if original == "eager" else ALL_ATTENTION_FUNCTIONS[original]
+            output, pattern = own(module, query, key, value, attention_mask, **kwargs)
+            return output, pattern
+        return _open_attention(eager, module, query, key, value, attention_mask, **kwargs)
+
+    return attention
+
+
+def _open_attention(
+    eager: Callable[..., tuple[Tensor, Tensor]],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Eager attention of `module`'s family, with the Sites inside it open.
 
     Args:
+        eager: the family's own function.
         module: the attention module.
         query: [R, H, T, hd], rotated.
         key: [R, KV, S, hd], rotated, with the cached positions.
@@ -60,7 +94,6 @@ def attention(
     Returns:
         The output [R, T, H, hd] and the pattern [R, H, T, S].
     """
-    eager = sys.modules[type(module).__module__].eager_attention_forward
     insides = [inside for owner, inside in reversed(_watching.stack) if owner is module]
     for inside in insides:
         query, key = inside("query", query), inside("key", key)
@@ -75,6 +108,17 @@ def attention(
     return output, edited
 
 
+def _mask(original: str) -> Callable[..., Any]:
+    """The mask function of a switched model whose implementation was `original`."""
+
+    def mask(*args: Any, **kwargs: Any) -> Any:
+        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+        return ALL_MASK_ATTENTION_FUNCTIONS["eager" if _watching.open else original](*args, **kwargs)
+
+    return mask
+
+
 def _configs(base: nn.Module) -> list[Any]:
     found: dict[int, Any] = {}
     for module in base.modules():
@@ -85,18 +129,18 @@ def _configs(base: nn.Module) -> list[Any]:
 
 
 def switch_on(base: nn.Module) -> None:
-    """Let the model call `attention`; counts, so that every call needs its own `switch_off`."""
+    """Let the model call a function of ours; counts, so that every call needs its own `switch_off`."""
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import eager_mask
 
     with _lock:
         count, saved = _switched.get(id(base), (0, []))
         if count == 0:
-            AttentionInterface.register(NAME, attention)
-            AttentionMaskInterface.register(NAME, eager_mask)
             saved = [(config, config._attn_implementation_internal) for config in _configs(base)]
-            for config, _ in saved:
-                config._attn_implementation_internal = NAME
+            for config, implementation in saved:
+                original = implementation or "eager"
+                AttentionInterface.register(f"inlay_over_{original}", _attention(original))
+                AttentionMaskInterface.register(f"inlay_over_{original}", _mask(original))
+                config._attn_implementation_internal = f"inlay_over_{original}"
         _switched[id(base)] = (count + 1, saved)
 
 

@@ -47,6 +47,8 @@ def discover(base: nn.Module, family: str, config: Any, example: Mapping[str, An
         found.places[name] = {None: place}
     order = {name: i for i, name in enumerate(("embed", *LAYERED, "final_norm", "logits"))}
     found.places = dict(sorted(found.places.items(), key=lambda item: order[item[0]]))
+    if entry.parallel(config):
+        found.lacks.setdefault("resid_mid", "attention and MLP read the same stream")
     for name in (*LAYERED, *GLOBAL):
         if name not in found.places:
             found.lacks.setdefault(name, "no part of its blocks plays this role")

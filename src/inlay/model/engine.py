@@ -6,9 +6,11 @@ Legend: R rows, T tokens of a call, S known slots, W a Site's width.
 from __future__ import annotations
 
 import inspect
+import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -21,6 +23,8 @@ from inlay.model.frame import Frame, Prompt, Text
 from inlay.model.passes import Pass, Taken, Want
 from inlay.model.sitemap import SiteMap
 from inlay.model.sites import Site
+
+_runs = itertools.count()
 
 
 class Run:
@@ -41,6 +45,7 @@ class Run:
         rows: Tensor | None = None,
         strength: Tensor | None = None,
         prompt_mask: Tensor | None = None,
+        attended: Tensor | None = None,
         sources: Mapping[int, tuple[Tensor, Tensor | None]] | None = None,
         constants: Mapping[int, Tensor] | None = None,
         text: Text | None = None,
@@ -48,21 +53,24 @@ class Run:
         grads: bool = False,
         whole: bool = False,
         start_at: tuple[Site, Tensor] | None = None,
+        checks: bool = True,
     ) -> None:
         from inlay.model.layers import AttentionLayer
         from inlay.model.plan import plan
         from inlay.model.resume import skipping
 
         self.base, self.sites, self.parts, self.wants = base, sites, parts, wants
-        self.rows, self.strength, self.prompt_mask = rows, strength, prompt_mask
+        self.rows, self.strength, self.prompt_mask, self.attended = rows, strength, prompt_mask, attended
         self.sources, self.constants = sources or {}, constants or {}
         self.text, self.stop, self.grads, self.whole = text, stop, grads, grads or whole
-        self.here = patch.Here()
+        self.checks = checks
+        self.here = patch.Here(next(_runs))
         self.now: Pass | None = None
         self.last: Pass | None = None
         self.generation: Prompt | None = None
         self.replaying = False
         self.installed = False
+        self._opened = ExitStack()
         self.calls, self.compiled = 0, False
         self.reached = [False] * len(parts)
         self.site_names = [str(part.site) for part in parts]
@@ -94,13 +102,16 @@ class Run:
             raise EditError("this run is already in force; make a second one with model.edited(...)")
         self._install()
         self.here.on = True
+        if self.opens_attention:
+            self._opened.enter_context(attention.opened())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         self.here.on = False
-        self.last, self.now, self.generation = self.now, None, None
+        self.now, self.generation, self.inside = None, None, False
+        self._opened.close()
         self._remove()
-        if kind is None:
+        if kind is None and self.checks:
             self._need_touched()
             if not self.calls and not self.compiled:
                 warnings.warn(
@@ -137,7 +148,8 @@ class Run:
             self._install()
         self.here.on, self.now, self.replaying = True, now, True
         try:
-            yield
+            with attention.opened() if self.opens_attention else nullcontext():
+                yield
         finally:
             self.here.on, self.now, self.replaying = was
             if install:
@@ -158,9 +170,9 @@ class Run:
             self.settle(prompt)
         device = prompt.device
         rows, strength = self._per_row(self.rows, frame, device), self._per_row(self.strength, frame, device)
-        states = [self._state(index, rows) for index in range(len(self.transforms))]
+        states = self._states(rows)
         chosen = [frame.select(spec, table) for spec, table in zip(self.specs, prompt.tables, strict=True)]
-        self.now = Pass(frame, states, chosen, strength)
+        self.now = self.last = Pass(frame, states, chosen, strength, rows)
         if torch.compiler.is_compiling():
             self.compiled = True
         else:
@@ -212,11 +224,13 @@ class Run:
         cache = values.get("cache")
         cache = cache if cache is not None else values.get("past_key_values")
         start = cache.get_seq_length() if cache is not None else 0
+        if isinstance(start, Tensor):
+            start = start.clone()  # the cache counts on in place
         if self.generation is not None:
             return Frame(self.generation, rows, length, start)
         if isinstance(start, Tensor):
             start = int(start)
-        slots, mask = start + length, values.get("attention_mask")
+        slots, mask = start + length, values.get("attention_mask", self.attended)
         given = isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == slots
         prompt = self.prompt(rows, slots, first.device, mask if given else None, None if start else ids)
         return Frame(prompt, rows, length, start)
@@ -228,6 +242,13 @@ class Run:
             raise EditError(f"rows= or strength= names {value.shape[0]} rows, and the batch has {frame.prompt.rows}")
         value = value.to(device)
         return value if frame.expand == 1 else value.repeat_interleave(frame.expand, 0)
+
+    def _states(self, rows: Tensor | None) -> list[State]:
+        return [self._state(index, rows) for index in range(len(self.transforms))]
+
+    def fresh(self, now: Pass) -> Pass:
+        """The same pass with its states computed anew, for a backward that has its own graph."""
+        return replace(now, states=self._states(now.rows))
 
     def _state(self, index: int, rows: Tensor | None) -> State:
         transform = self.transforms[index]
@@ -286,24 +307,39 @@ class Run:
         """Attended positions that each part changed so far; `None` when every forward ran inside compiled code."""
         if not self.calls:
             return None
-        chosen = [int(self.counts[self.spec_of[index]]) for index in range(len(self.parts))]
-        return [count if reached else 0 for count, reached in zip(chosen, self.reached, strict=True)]
+        return [count if reached else 0 for count, reached in zip(self.selected, self.reached, strict=True)]
+
+    @property
+    def selected(self) -> list[int]:
+        """Attended positions that each part selected so far, whether or not its module ran."""
+        return [int(self.counts[self.spec_of[index]]) for index in range(len(self.parts))]
 
     def _need_touched(self) -> None:
         for index, count in enumerate(self.touched or []):
-            if count or (self.stop and int(self.counts[self.spec_of[index]])):
-                continue  # a forward that stops at the last read Site does not reach the parts above it
+            if count:
+                continue
             part, spec = self.parts[index], str(self.parts[index].tokens)
-            why = "its module did not run" if int(self.counts[self.spec_of[index]]) else "no position was selected"
+            why = "its module did not run" if self.selected[index] else "no position was selected"
             raise EditError(
                 f"part {index} of the Edit ({part.site}, tokens={spec!r}) changed nothing in {self.calls} forward "
                 f"call(s): {why}. Decoding feeds the first new token only in its second call; text without a marked "
                 "response is all prompt"
             )
 
+    def acting(self) -> bool:
+        """Whether a forward of this run is under way; not so in a recomputation that belongs to another forward.
+
+        Raises:
+            ModelError: a module was called by itself, so that nobody knows which positions it sees.
+        """
+        if self.now is not None:
+            return True
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            return False
+        raise ModelError("a module of the model ran outside of the model's forward while an edit was in force")
+
     @property
     def current(self) -> Pass:
         """The pass of the forward that is running."""
-        if self.now is None:
-            raise ModelError("a module of the model ran outside of the model's forward while an edit was in force")
+        assert self.now is not None
         return self.now

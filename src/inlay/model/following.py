@@ -21,23 +21,22 @@ Planned = tuple[nn.Module, str, Layer]
 class ForwardLayer(Layer):
     """Begins a pass where the model's forward begins: on the causal model, or on its decoder when called by itself."""
 
-    def __init__(self, run: Run, module: nn.Module, outer: bool) -> None:
+    def __init__(self, run: Run, module: nn.Module) -> None:
         super().__init__(run.here)
-        self.run, self.outer = run, outer
+        self.run = run
         self.names = run.parameters(module)
 
     def around(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Settle the pass, then call."""
-        if self.run.inside:
+        run = self.run
+        if run.inside:
             return call(*args, **kwargs)
-        self.run.begin(self.names, args, kwargs)
-        if not self.outer:
-            return call(*args, **kwargs)
-        self.run.inside = True
+        run.begin(self.names, args, kwargs)
+        run.inside = True
         try:
             return call(*args, **kwargs)
         finally:
-            self.run.inside = False
+            run.inside, run.now = False, None
 
 
 class GenerateLayer(Layer):
@@ -92,17 +91,22 @@ class CheckpointLayer(Layer):
         self.run, self.layer = run, layer
 
     def before(self, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        """Wrap the function that the checkpoint will call now and again."""
-        run, function, now, layer, first = self.run, args[0], self.run.now, self.layer, True
+        """Wrap the function that the checkpoint will call now and again.
+
+        The reentrant kind runs a graph of its own in backward, so what was computed from parameters before the block (a
+        bank's gathered rows) is computed anew there.
+        """
+        run, function, now, layer, first, reentrant = self.run, args[0], self.run.now, self.layer, True, False
 
         def again(*inputs: Any, **more: Any) -> Any:
-            nonlocal first
+            nonlocal first, reentrant
             if first:
-                first = False
+                first, reentrant = False, not torch.is_grad_enabled()
                 return function(*inputs, **more)
-            with run.again(now):
-                if now is not None and layer in now.kept and inputs and isinstance(inputs[0], Tensor):
-                    now.kept[layer] = inputs[0]
+            assert now is not None
+            with run.again(run.fresh(now) if reentrant else now):
+                if layer in now.kept and inputs and isinstance(inputs[0], Tensor):
+                    run.current.kept[layer] = inputs[0]
                 return function(*inputs, **more)
 
         return (again, *args[1:]), kwargs
@@ -140,10 +144,10 @@ def _rooted(whole: Tensor) -> Tensor:
 
 def follow(run: Run) -> list[Planned]:
     """The layers that every run needs, whatever its Sites."""
-    planned: list[Planned] = [(run.base, "forward", ForwardLayer(run, run.base, outer=True))]
+    planned: list[Planned] = [(run.base, "forward", ForwardLayer(run, run.base))]
     if run.sites.decoder:
         decoder = run.base.get_submodule(run.sites.decoder)
-        planned.append((decoder, "forward", ForwardLayer(run, decoder, outer=False)))
+        planned.append((decoder, "forward", ForwardLayer(run, decoder)))
     if hasattr(run.base, "generate"):
         planned.append((run.base, "generate", GenerateLayer(run, run.base)))
     for layer, path in enumerate(run.sites.blocks):

@@ -57,8 +57,7 @@ class Encoder:
 
         Args:
             prompts: a string, a chat (a list of `{"role", "content"}`), rows of ids, an int64 tensor [R, T], a
-            tokenizer's
-                output with its mask, or a list of strings or chats.
+                tokenizer's output with its mask, or a list of strings or chats.
             responses: one response text a prompt, appended to it and marked as response.
             chat: as for the encoder, for this call.
 

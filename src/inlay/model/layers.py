@@ -58,45 +58,6 @@ class Read:
         return whole
 
 
-@dataclass(frozen=True)
-class Keep:
-    """Remember the residual stream before attention, for a write to `resid_mid` of the same layer."""
-
-    run: Run
-    place: Place
-    layer: int
-
-    def __call__(self, whole: Tensor, rows: int, given: Tensor | None) -> Tensor:
-        """Act on the tensor at the place; `given` is the module's input."""
-        self.run.current.kept[self.layer] = self.place.get(whole, rows)
-        return whole
-
-
-@dataclass(frozen=True)
-class WriteMid:
-    """A write to `resid_mid`, made on attention's contribution.
-
-    No module's output is resid_mid = resid_pre + scale * attn_out, and changing the input of the norm behind it would
-    change the MLP's branch and not the stream. So the difference that the edit makes is added to attn_out.
-    """
-
-    run: Run
-    place: Place
-    index: int
-    layer: int
-
-    def __call__(self, whole: Tensor, rows: int, given: Tensor | None) -> Tensor:
-        """Act on the tensor at the place; `given` is the module's input."""
-        out = self.place.get(whole, rows)
-        scaled = out if self.place.scale == 1.0 else out * self.place.scale
-        middle = self.run.current.kept[self.layer] + scaled
-        new = at_site.write(self.run, self.index, middle)
-        if new is middle:
-            return whole
-        change = new - middle
-        return self.place.put(whole, out + (change if self.place.scale == 1.0 else change / self.place.scale), rows)
-
-
 Op = Callable[[Tensor, int, Tensor | None], Tensor]
 
 
@@ -112,6 +73,8 @@ class SiteLayer(Layer):
 
     def before(self, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Run the operations on the inputs."""
+        if not self.inputs or not self.run.acting():
+            return args, kwargs
         for key, ops in self.inputs.items():
             where = _first_key(args, kwargs) if key == "first" else key
             whole = args[where] if isinstance(where, int) else kwargs[where]
@@ -126,7 +89,7 @@ class SiteLayer(Layer):
 
     def after(self, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Run the operations on the output."""
-        if not self.outputs:
+        if not self.outputs or not self.run.acting():
             return output
         given = _first_input(args, kwargs) if self.needs_input else None
         for key, ops in self.outputs.items():
@@ -142,6 +105,57 @@ class SiteLayer(Layer):
         for op in ops:
             whole = op(whole, rows, given)
         return whole
+
+
+class KeepLayer(Layer):
+    """Remembers the residual stream that a block was given, for a write to `resid_mid` of the same layer."""
+
+    def __init__(self, run: Run, place: Place, layer: int) -> None:
+        super().__init__(run.here)
+        self.run, self.place, self.layer = run, place, layer
+
+    def around(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Keep what the block is called with once every input edit was made."""
+        if self.run.acting():
+            key = self.place.key
+            whole = args[key] if isinstance(key, int) else kwargs[str(key)]
+            self.run.current.kept[self.layer] = self.place.get(whole, self.run.current.frame.rows)
+        return call(*args, **kwargs)
+
+
+class MidLayer(Layer):
+    """Writes to `resid_mid`, made on attention's contribution after every edit of that.
+
+    No module's output is resid_mid = resid_pre + scale * attn_out, and changing the input of the norm behind it would
+    change the MLP's branch and not the stream. So the difference that the edits make is added to attn_out.
+    """
+
+    late = True
+
+    def __init__(self, run: Run, place: Place, layer: int) -> None:
+        super().__init__(run.here)
+        self.run, self.place, self.layer = run, place, layer
+        self.reads: list[int] = []
+        self.writes: list[int] = []
+
+    def after(self, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """Read the middle where that is wanted before the edits, then add what they change."""
+        if not self.run.acting():
+            return output
+        whole = pick(output, self.place.key)
+        rows = self.run.current.frame.rows
+        out = self.place.get(whole, rows)
+        middle = self.run.current.kept[self.layer] + (out if self.place.scale == 1.0 else out * self.place.scale)
+        for index in self.reads:
+            at_site.read(self.run, index, middle, middle)
+        new = middle
+        for index in self.writes:
+            new = at_site.write(self.run, index, new)
+        if new is middle:
+            return output
+        change = new - middle
+        change = change if self.place.scale == 1.0 else change / self.place.scale
+        return put_back(output, self.place.key, self.place.put(whole, out + change, rows))
 
 
 def _first_key(args: Args, kwargs: Kwargs) -> int | str:
@@ -178,6 +192,8 @@ class RouterLayer(Layer):
 
     def around(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call the router with its first linear map's product passed through the operations."""
+        if not self.run.acting():
+            return call(*args, **kwargs)
         with _OnFirstLinear(self._act):
             return call(*args, **kwargs)
 
@@ -212,6 +228,8 @@ class AttentionLayer(Layer):
 
     def around(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call the module with its attention function open."""
+        if not self.run.acting():
+            return call(*args, **kwargs)
         with attention.watched(self.module, self._inside):
             return call(*args, **kwargs)
 

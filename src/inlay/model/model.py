@@ -64,8 +64,7 @@ class Model:
         tokenizer: its tokenizer; without one the model takes ids only.
         name: where it came from, for messages and saved Edits.
         sites: a map of Sites for a module whose structure inlay does not find: Site name to `"path.{layer}.sub:out"`,
-        or
-            `("path.{layer}.sub:in", heads)`.
+            or `("path.{layer}.sub:in", heads)`.
         example: inputs for the two-token run that confirms the map, for modules that do not take ids.
         chat: whether plain strings are user turns of a chat; by default where the tokenizer has a chat template.
 
@@ -229,7 +228,7 @@ class Model:
         """
         batch = pad(self.encoder.rows(prompts, responses, chat), self.pad_id, self.device)
         wants = wanted(self, read, tokens, before)
-        run = make_run(self, edit, wants, rows=rows, strength=strength, prompt_mask=batch.prompt)
+        run = make_run(self, edit, wants, rows=rows, strength=strength, prompt_mask=batch.prompt, attended=batch.mask)
         if loss:
             real = batch.mask.bool() if batch.prompt is None else batch.mask.bool() & ~batch.prompt
             kwargs["labels"] = batch.ids.masked_fill(~real, -100)
@@ -259,7 +258,7 @@ class Model:
         """Values [rows, k, width] and which are real, for every (Site, Tokens), from one forward."""
         batch = pad(self.encoder.rows(prompts), self.pad_id, self.device)
         wants = [Want(site, tokens) for site, tokens in asks]
-        run = make_run(self, edit, wants, prompt_mask=batch.prompt, stop=True)
+        run = make_run(self, edit, wants, prompt_mask=batch.prompt, attended=batch.mask, stop=True)
         args, kwargs = self.arguments(batch)
         with run, reading.until_stopped():
             self.hf(*args, **kwargs)

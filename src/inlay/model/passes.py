@@ -48,5 +48,6 @@ class Pass:
     states: list[State]
     chosen: list[Selection]
     strength: Tensor | None
+    rows: Tensor | None
     gathers: dict[int, tuple[Tensor, Tensor] | None] = field(default_factory=dict)
     kept: dict[int, Tensor] = field(default_factory=dict)

@@ -27,19 +27,26 @@ class Here(threading.local):
 
     on: bool = False
 
+    def __init__(self, order: int) -> None:
+        self.order = order
+
 
 class Layer:
     """What one run puts around one method. Skipped in threads that are not the run's own.
 
     Attributes:
         here: the run's own switch.
+        order: the run's place among all runs, by when it was made.
+        late: whether it acts after every layer that is not late.
         around: called as `around(call, *args, **kwargs)` in place of the method, where it is not `None`.
     """
 
     around: Callable[..., Any] | None = None
+    late = False
 
     def __init__(self, here: Here) -> None:
         self.here = here
+        self.order = here.order
 
     def before(self, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """The arguments that the method shall be called with."""
@@ -64,7 +71,7 @@ class Shadow:
         """Put a layer on; the first one sets the attribute."""
         if not self.layers:
             self.module.__dict__[self.name] = self.function
-        self.layers = (*self.layers, layer)
+        self.layers = tuple(sorted((*self.layers, layer), key=lambda one: (one.late, one.order)))
 
     def drop(self, layer: Layer) -> None:
         """Take a layer off; the last one restores the attribute, unless the user has set it anew since."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from inlay.errors import SiteError
 from inlay.model.following import Planned, RootLayer, follow
-from inlay.model.layers import ATTENTION_SIDES, AttentionLayer, Keep, Read, RouterLayer, SiteLayer, Write, WriteMid
+from inlay.model.layers import ATTENTION_SIDES, AttentionLayer, KeepLayer, MidLayer, Read, RouterLayer, SiteLayer, Write
 from inlay.model.places import Place
 from inlay.model.sites import Site
 
@@ -52,30 +51,40 @@ def plan(run: Run) -> list[Planned]:
             if isinstance(op, Write) and "input" in run.parts[op.index].intervention.needs:
                 layer.needs_input = True
 
+    mids = _mids(run)
     for index, want in enumerate(run.wants):
-        if want.before:
-            place = place_of(run, want.site)
+        place = place_of(run, want.site)
+        if want.before and want.site.name == "resid_mid" and want.site.layer in mids:
+            mids[want.site.layer].reads.append(index)
+        elif want.before:
             add(place, Read(run, place, index))
     for index, part in enumerate(run.parts):
         place = place_of(run, part.site)
         part.intervention.check(place.width, str(part.site))
-        if part.site.name == "resid_mid":
-            _plan_mid(run, part.site, index, add)
-        else:
+        if part.site.name != "resid_mid":
             add(place, Write(run, place, index))
     for index, want in enumerate(run.wants):
         if not want.before:
             place = place_of(run, want.site)
             add(place, Read(run, place, index))
+    for layer, mid in mids.items():
+        assert layer is not None
+        pre = run.sites.place(Site("resid_pre", layer))
+        planned.append((run.base.get_submodule(pre.path), "forward", KeepLayer(run, pre, layer)))
+        planned.append((run.base.get_submodule(mid.place.path), "forward", mid))
     return planned
 
 
-def _plan_mid(run: Run, site: Site, index: int, add: Callable[[Place, Any], None]) -> None:
-    layer = site.layer
-    assert layer is not None
-    pre, out = run.sites.place(Site("resid_pre", layer)), run.sites.place(Site("attn_out", layer))
-    add(pre, Keep(run, pre, layer))
-    add(out, WriteMid(run, out, index, layer))
+def _mids(run: Run) -> dict[int | None, MidLayer]:
+    """A layer that writes to `resid_mid` for each block where the Edit does."""
+    mids: dict[int | None, MidLayer] = {}
+    for index, part in enumerate(run.parts):
+        layer = part.site.layer
+        if part.site.name == "resid_mid" and layer is not None:
+            run.sites.place(part.site)
+            place = run.sites.place(Site("attn_out", layer))
+            mids.setdefault(layer, MidLayer(run, place, layer)).writes.append(index)
+    return mids
 
 
 def place_of(run: Run, site: Site) -> Place:

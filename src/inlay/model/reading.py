@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from inlay.errors import InputError, ResumeError, SiteError
-from inlay.model import activations as disk
+from inlay.model import shards as disk
 from inlay.model.activations import Activations, merge
 from inlay.model.at_site import gathered
 from inlay.model.engine import Run
@@ -69,12 +69,12 @@ def read(
         edit, rows, strength: as in `Model.edited`.
         before: read before the Edit acts at the same Site; by default after.
         grads: also the gradient of a loss at every Site. `True`: the summed next-token loss of each row, on its
-        response
-            where it has one; or a function of the `Output` that gives one number, summed over rows.
+            response where it has one; or a function of the `Output` that gives one number, summed over rows.
         batch_tokens: the most padded tokens in one forward (one row at least).
         device: where the activations go.
         dtype: their dtype; the model's own by default.
-        out: a folder to stream shards to. A killed read goes on where it stopped when it is called again.
+        out: a folder to stream shards to; the Activations then stay on disk and are opened Site by Site. A killed read
+            goes on where it stopped when it is called again.
         shard_rows: rows per shard, as far as whole batches allow.
         progress: show a progress bar.
         chat: whether plain strings are user turns.
@@ -104,7 +104,7 @@ def read(
                 advance(len(batch))
             return merge(pieces)
         config = _fingerprint(model, data, wants, edit, rows, strength, grads, dtype, shard_rows, batch_tokens)
-        return _to_disk(Path(out), batches, one, config, shard_rows, advance)
+        return _to_disk(Path(out), batches, one, config, [str(want.site) for want in wants], shard_rows, advance)
 
 
 def _check_count(count: int, **per_row: Any) -> None:
@@ -118,14 +118,14 @@ def _read_batch(
 ) -> Activations:
     batch = pad(data, model.pad_id, model.device)
     if grads is False:
-        run = make_run(model, edit, wants, prompt_mask=batch.prompt, stop=True, **per_row)
+        run = make_run(model, edit, wants, prompt_mask=batch.prompt, attended=batch.mask, stop=True, **per_row)
         args, kwargs = model.arguments(batch)
         with torch.no_grad(), run, until_stopped():
             model.hf(*args, **kwargs)
         found = collect(run)
         assert found is not None
         return found
-    run = make_run(model, edit, wants, prompt_mask=batch.prompt, grads=True, **per_row)
+    run = make_run(model, edit, wants, prompt_mask=batch.prompt, attended=batch.mask, grads=True, **per_row)
     with torch.enable_grad():
         output = model.run_batch(run, batch)
         loss = grads(output) if callable(grads) else _next_token_loss(output, batch.ids, batch.mask, batch.prompt)
@@ -210,6 +210,7 @@ def _to_disk(
     batches: list[list[int]],
     one: Callable[[list[int]], tuple[Tensor, Activations]],
     config: str,
+    sites: list[str],
     shard_rows: int,
     advance: Callable[[int], None],
 ) -> Activations:
@@ -220,10 +221,10 @@ def _to_disk(
         raise ResumeError(
             f"{folder} holds a read of other prompts, Sites, Edit or model; give another folder, or delete this one"
         )
-    facts = {"config": config, "shards": len(shards), "rows": sum(map(len, batches))}
+    facts = {"config": config, "shards": len(shards), "rows": sum(map(len, batches)), "sites": sites}
     disk.write_manifest(folder, {**facts, "complete": False})
     for index, shard in enumerate(shards):
-        if disk.shard_path(folder, index).exists():
+        if disk.path_of(folder, index).exists():
             advance(sum(map(len, shard)))
             continue
         pieces = []
@@ -231,7 +232,8 @@ def _to_disk(
             pieces.append(one(batch))
             advance(len(batch))
         rows = torch.cat([numbers for numbers, _ in pieces])
-        disk.write_shard(folder, index, rows.sort().values, merge(pieces))
+        whole = merge(pieces)
+        disk.write(folder, index, rows.sort().values, whole, whole.mask, whole.gradients)
     disk.write_manifest(folder, {**facts, "complete": True})
     return Activations.load(folder)
 
@@ -263,8 +265,9 @@ def _bar(show: bool, total: int) -> Iterator[Callable[[int], None]]:
     if not show:
         yield lambda done: None
         return
+    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress() as bar:
+    with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("reading", total=total)
         yield lambda done: bar.advance(task, done)

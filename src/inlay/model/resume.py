@@ -78,7 +78,17 @@ def states(
     where = _one(model, site)
     batch = pad(model.encoder.rows(prompts, responses, chat), model.pad_id, model.device)
     wants = [Want(where, Tokens.parse("all"))]
-    run = make_run(model, edit, wants, rows=rows, strength=strength, prompt_mask=batch.prompt, stop=True, whole=True)
+    run = make_run(
+        model,
+        edit,
+        wants,
+        rows=rows,
+        strength=strength,
+        prompt_mask=batch.prompt,
+        attended=batch.mask,
+        stop=True,
+        whole=True,
+    )
     args, kwargs = model.arguments(batch)
     with torch.no_grad(), run, until_stopped():
         model.hf(*args, **kwargs)
@@ -120,6 +130,7 @@ def resume(
         rows=rows,
         strength=strength,
         prompt_mask=batch.prompt,
+        attended=batch.mask,
         start_at=(states.site, states.hidden),
     )
     if loss:
