@@ -217,6 +217,7 @@ def _shaped(whole: Tensor, rows: int) -> Tensor:
 
 
 def _unshaped(new: Tensor, whole: Tensor) -> Tensor:
+    """Back to the shape and the strides that the family's own tensor has."""
     if whole.ndim == 4:
-        return new.reshape(*new.shape[:2], whole.shape[1], -1).transpose(1, 2).contiguous()
+        return torch.empty_like(whole).copy_(new.reshape(*new.shape[:2], whole.shape[1], -1).transpose(1, 2))
     return new.reshape(whole.shape)

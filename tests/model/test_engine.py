@@ -266,6 +266,18 @@ def test_a_read_sees_edits_below_and_at_its_site_and_none_above(family: str) -> 
             assert torch.equal(both, first) and not torch.equal(first, plain), site
 
 
+@torch.no_grad()
+def test_a_read_that_stops_early_takes_an_edit_whose_upper_parts_it_does_not_reach() -> None:
+    model, edit = MODELS["llama"], Edit("resid_post.*", Scale(2.0))
+    want = model.forward(rows(5), edit=edit, read="resid_post.1").acts["resid_post.1"]
+    assert torch.equal(model.read(rows(5), "resid_post.1", edit=edit)["resid_post.1"], want)
+    assert torch.equal(model.states(rows(5), "resid_post.1", edit=edit).hidden, want)
+    swap = Edit("resid_post.1", Swap(Source(rows(5), edit=edit)))
+    assert torch.equal(model.forward(rows(5), edit=swap, read="resid_post.1").acts["resid_post.1"], want)
+    with pytest.raises(EditError, match="its module did not run"):
+        model.read(rows(5), "resid_post.1", edit=Edit("resid_post.2", Scale(2.0)))
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 @torch.no_grad()
 def test_an_edit_of_resid_mid_does_not_show_in_attn_out(family: str) -> None:

@@ -70,17 +70,14 @@ class Source:
 
         `part` cuts a part of the Edit that the source itself runs under in the same way.
         """
-        edit = self.edit
-        if isinstance(self.prompts, Activations):
-            mine: Any = self.prompts.pick(rows) if len(next(iter(self.prompts.values()))) == total else self.prompts
-        elif self.stored:
-            mine = self.prompts[list(rows)] if len(self.prompts) == total else self.prompts
-        else:
+        every: Any = self.prompts
+        if not self.stored:
             every = [list(row.ids) for row in model.encoder.rows(self.prompts)]
-            own = len(every) == total
-            mine = [every[row] for row in rows] if own else every
-            if own and edit is not None:
-                edit = type(edit).of(tuple(part(one) for one in edit.parts))
+        acts = isinstance(every, Activations)
+        if total == 1 or len(next(iter(every.values())) if acts else every) != total:
+            return self
+        mine = every.pick(rows) if acts else every[list(rows)] if self.stored else [every[row] for row in rows]
+        edit = self.edit if self.edit is None else type(self.edit).of(tuple(part(one) for one in self.edit.parts))
         tokens = self.tokens.pick(rows, total) if self.tokens else None
         return Source(mine, tokens=tokens, site=self.site, edit=edit, grad=self.grad)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,10 @@ class Activations(Mapping[str, Tensor]):
         if site not in self._tensors:
             raise SiteError(f"{site!r} was not read; these were: {', '.join(self._tensors)}")
         return self._tensors[site]
+
+    def get(self, site: str, default: Any = None) -> Any:
+        """The tensor of a Site, or `default` where it was not read."""
+        return self._tensors.get(site, default)
 
     def __contains__(self, site: object) -> bool:
         return site in self._tensors
@@ -78,7 +83,7 @@ class Activations(Mapping[str, Tensor]):
     def save(self, folder: str | Path) -> Path:
         """Write them as one shard that `Activations.load` reads."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        shards.make_folder(folder)
         count = len(next(iter(self.values())))
         shards.write(folder, 0, torch.arange(count), self._tensors, self.mask, self.gradients)
         shards.write_manifest(folder, {"shards": 1, "rows": count, "sites": list(self), "complete": True})

@@ -20,7 +20,7 @@ from inlay.errors import EditError, ModelError, TokensError
 from inlay.model import attention, patch
 from inlay.model.call import PartLike, State
 from inlay.model.frame import Frame, Prompt, Text
-from inlay.model.passes import Pass, Taken, Want
+from inlay.model.passes import Pass, Taken, Tally, Want
 from inlay.model.sitemap import SiteMap
 from inlay.model.sites import Site
 
@@ -53,7 +53,8 @@ class Run:
         grads: bool = False,
         whole: bool = False,
         start_at: tuple[Site, Tensor] | None = None,
-        checks: bool = True,
+        numbers: Sequence[int] | None = None,
+        tally: Tally | None = None,
     ) -> None:
         from inlay.model.layers import AttentionLayer
         from inlay.model.plan import plan
@@ -63,7 +64,7 @@ class Run:
         self.rows, self.strength, self.prompt_mask, self.attended = rows, strength, prompt_mask, attended
         self.sources, self.constants = sources or {}, constants or {}
         self.text, self.stop, self.grads, self.whole = text, stop, grads, grads or whole
-        self.checks = checks
+        self.numbers, self.tally = numbers, tally
         self.here = patch.Here(next(_runs))
         self.now: Pass | None = None
         self.last: Pass | None = None
@@ -111,8 +112,11 @@ class Run:
         self.now, self.generation, self.inside = None, None, False
         self._opened.close()
         self._remove()
-        if kind is None and self.checks:
-            self._need_touched()
+        if kind is None:
+            if self.tally is None:
+                self._add_to(Tally()).check(self.parts)
+            else:
+                self._add_to(self.tally)
             if not self.calls and not self.compiled:
                 warnings.warn(
                     "an edit was in force and no forward of its model ran in this thread; a thread started inside "
@@ -211,7 +215,7 @@ class Run:
             if mask.shape[1] > slots:
                 raise TokensError(f"prompt_mask covers {mask.shape[1]} slots, and there are {slots}")
             mask = torch.nn.functional.pad(mask.to(device), (0, slots - mask.shape[1]))
-        return Prompt(rows, slots, device, attended, mask, ids)
+        return Prompt(rows, slots, device, attended, mask, ids, numbers=self.numbers)
 
     def _frame(self, values: Mapping[str, Any]) -> Frame:
         ids, embeds = values.get("input_ids"), values.get("inputs_embeds")
@@ -314,17 +318,10 @@ class Run:
         """Attended positions that each part selected so far, whether or not its module ran."""
         return [int(self.counts[self.spec_of[index]]) for index in range(len(self.parts))]
 
-    def _need_touched(self) -> None:
-        for index, count in enumerate(self.touched or []):
-            if count:
-                continue
-            part, spec = self.parts[index], str(self.parts[index].tokens)
-            why = "its module did not run" if self.selected[index] else "no position was selected"
-            raise EditError(
-                f"part {index} of the Edit ({part.site}, tokens={spec!r}) changed nothing in {self.calls} forward "
-                f"call(s): {why}. Decoding feeds the first new token only in its second call; text without a marked "
-                "response is all prompt"
-            )
+    def _add_to(self, tally: Tally) -> Tally:
+        touched = self.selected if self.stop else self.touched or []  # what stops early does not reach the parts above
+        tally.add(self.calls, touched, self.selected)
+        return tally
 
     def acting(self) -> bool:
         """Whether a forward of this run is under way; not so in a recomputation that belongs to another forward.

@@ -47,6 +47,7 @@ class Prompt:
     prompt: Tensor | None = None
     ids: Tensor | None = None
     tables: list[Tensor | None] = field(default_factory=list)
+    numbers: Sequence[int] | None = None
 
     def resolve(self, wanted: Sequence[Tokens], text: Text | None) -> None:
         """Fill `tables`. One host synchronisation where a spec names single positions, spans or a chat's turn end.
@@ -85,6 +86,17 @@ class Prompt:
             return self._given(clause.tensor.to(self.device), tokens)
         return self._words(clause, tokens, text)
 
+    def number(self, row: int) -> int:
+        """A row's own number, where the batch is a part of more prompts."""
+        return row if self.numbers is None else self.numbers[row]
+
+    def _need_one(self, found: Tensor, count: Tensor, what: str) -> None:
+        if not bool(found.all()):
+            row = int((~found).nonzero()[0])
+            raise TokensError(
+                f"{what} is out of range in row {self.number(row)}, whose prompt has {int(count[row])} tokens"
+            )
+
     def _range(self, clause: Range, tokens: Tokens) -> Tensor:
         part = self.part(clause.phase)
         if clause.start == 0 and clause.stop is None:
@@ -96,7 +108,7 @@ class Prompt:
             stop = clause.stop + count if clause.stop < 0 else clause.stop
             inside = inside & (index < stop)
         if clause.exact and clause.phase == "prompt" and not torch.compiler.is_compiling():
-            _need_one(inside.any(1), count, f"tokens={str(tokens)!r}: position {clause.start}")
+            self._need_one(inside.any(1), count, f"tokens={str(tokens)!r}: position {clause.start}")
         return inside
 
     def _given(self, given: Tensor, tokens: Tokens) -> Tensor:
@@ -110,7 +122,7 @@ class Prompt:
         index, count = part.cumsum(1) - 1, part.sum(1, keepdim=True)
         wanted = torch.where(given < 0, given + count, given)
         if not torch.compiler.is_compiling():
-            _need_one(((wanted >= 0) & (wanted < count)).all(1), count, f"tokens={tokens}: a position")
+            self._need_one(((wanted >= 0) & (wanted < count)).all(1), count, f"tokens={tokens}: a position")
         return part & (index[:, :, None] == wanted[:, None, :]).any(-1)
 
     def _words(self, clause: Span | InstEnd, tokens: Tokens, text: Text | None) -> Tensor:
@@ -122,7 +134,7 @@ class Prompt:
         for row in range(self.rows):
             slots = part[row].nonzero().flatten()
             ends = _ends(ids[row, slots].tolist(), text.decode)
-            first, last = _find(clause, ends.whole, text, row)
+            first, last = _find(clause, ends.whole, text, self.number(row))
             hit = [s for s, (a, b) in zip(slots.tolist(), ends.spans, strict=True) if a < last and b > first]
             table[row, hit if isinstance(clause, Span) else hit[-1:]] = True
         return table.to(self.device)
@@ -145,7 +157,7 @@ def _find(clause: Span | InstEnd, whole: str, text: Text, row: int) -> tuple[int
     if isinstance(clause, InstEnd):
         if not text.turn_end:
             raise TokensError("tokens='inst_end' needs a tokenizer with a chat template that has a user turn")
-        end = whole.rfind(text.turn_end)
+        end = len(whole[: max(0, whole.rfind(text.turn_end))].rstrip())
         if end <= 0:
             raise TokensError(
                 f"tokens='inst_end': row {row} does not close a user turn (with {text.turn_end!r}); "
@@ -160,12 +172,6 @@ def _find(clause: Span | InstEnd, whole: str, text: Text, row: int) -> tuple[int
         )
     start = starts[clause.occurrence]
     return start, start + len(clause.text)
-
-
-def _need_one(found: Tensor, count: Tensor, what: str) -> None:
-    if not bool(found.all()):
-        row = int((~found).nonzero()[0])
-        raise TokensError(f"{what} is out of range in row {row}, whose prompt has {int(count[row])} tokens")
 
 
 @dataclass(frozen=True)

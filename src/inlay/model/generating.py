@@ -41,6 +41,9 @@ def generate(
     if stream:
         if len(batch.ids) != 1:
             raise InputError(f"stream=True takes one prompt, not {len(batch.ids)}")
+        for name in ("num_beams", "num_return_sequences"):
+            if (kwargs.get(name) or 1) > 1:
+                raise InputError(f"stream=True yields one text as it grows, and {name}={kwargs[name]} makes several")
         return _stream(model, run, kwargs)
     with run:
         hf: Any = model.hf

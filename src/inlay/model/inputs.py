@@ -48,8 +48,10 @@ class Encoder:
         chat: whether plain strings are user turns; by default they are where the tokenizer has a chat template.
     """
 
-    def __init__(self, tokenizer: Any, limit: int | None, chat: bool | None = None) -> None:
-        self.tokenizer, self.limit = tokenizer, limit
+    def __init__(
+        self, tokenizer: Any, limit: int | None, chat: bool | None = None, vocabulary: int | None = None
+    ) -> None:
+        self.tokenizer, self.limit, self.vocabulary = tokenizer, limit, vocabulary
         self.chat = bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat
 
     def rows(self, prompts: Any, responses: Sequence[str] | None = None, chat: bool | None = None) -> list[Row]:
@@ -82,6 +84,9 @@ class Encoder:
                 raise InputError(
                     f"prompt {index} has {len(row.ids)} tokens, and the model's context holds {self.limit}: shorten it"
                 )
+            if self.vocabulary is not None and (min(row.ids) < 0 or max(row.ids) >= self.vocabulary):
+                bad = next(i for i in row.ids if not 0 <= i < self.vocabulary)
+                raise InputError(f"prompt {index} holds the id {bad}, and the vocabulary has {self.vocabulary}")
         return rows
 
     def _prompts(self, prompts: Any, chat: bool) -> Iterator[tuple[int, ...]]:
@@ -165,11 +170,21 @@ def _is_chat(prompt: Any) -> bool:
 
 
 def _masked(ids: Any, mask: Any) -> Iterator[tuple[int, ...]]:
+    if isinstance(ids, Sequence) and any(isinstance(row, Sequence) for row in ids):
+        masks = [None] * len(ids) if mask is None else mask  # as a tokenizer gives them, rows of unequal lengths
+        if len(masks) != len(ids):
+            raise InputError(f"attention_mask has {len(masks)} rows, and input_ids {len(ids)}")
+        for row, real in zip(ids, masks, strict=True):
+            yield from _masked(torch.as_tensor(row, dtype=torch.long), real)
+        return
     ids = torch.as_tensor(ids)
     ids = ids[None] if ids.ndim == 1 else ids
     if ids.ndim != 2 or ids.is_floating_point():
         raise InputError(f"ids are an int tensor [rows, tokens], not {ids.dtype} {list(ids.shape)}")
-    mask = torch.ones_like(ids) if mask is None else torch.as_tensor(mask).reshape(ids.shape)
+    mask = torch.ones_like(ids) if mask is None else torch.as_tensor(mask)
+    mask = mask[None] if mask.ndim == 1 else mask
+    if mask.shape != ids.shape:
+        raise InputError(f"attention_mask is {list(mask.shape)}, and input_ids is {list(ids.shape)}")
     for row, real in zip(ids, mask.bool(), strict=True):
         yield tuple(row[real].tolist())
 

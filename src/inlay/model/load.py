@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from inlay.errors import ModelError
@@ -43,11 +44,15 @@ def load(
         ModelError: the name leads to no causal language model, or its blocks were not found.
     """
     if isinstance(model, nn.Module):
-        if kwargs or device_map is not None or quantization_config is not None:
+        if kwargs or device_map is not None or quantization_config is not None or dtype != "auto":
             raise ModelError("a module that is already loaded takes no loading arguments; load it by name to use them")
         found = _tokenizer(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
         return Model(model, found, sites=sites, example=example, chat=chat)
     name = str(model)
+    if Path(name).expanduser().is_dir():
+        name = str(Path(name).expanduser())
+    if not kwargs.pop("use_safetensors", True):
+        raise ModelError("weights are read from safetensors only: convert the checkpoint with save_pretrained")
     hf = _causal(name, dtype, device_map, quantization_config, kwargs)
     hf.requires_grad_(False)
     found = tokenizer
@@ -63,23 +68,28 @@ def _causal(name: str, dtype: Any, device_map: Any, quantization: Any, kwargs: d
         raise ModelError(f"there is no folder {name!r}")
     more = {k: v for k, v in {"device_map": device_map, "quantization_config": quantization}.items() if v is not None}
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name,
-            dtype=dtype,
-            use_safetensors=True,
-            **more,
-            **kwargs,
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, use_safetensors=True, output_loading_info=True, **more, **kwargs
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"{name!r} could not be loaded as a causal language model: {error}") from error
+    hf, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(f"the weights of {name!r} lack {len(missing)} tensors, such as {missing[0]}")
+    return hf
 
 
 def _tokenizer(name: str | Path, revision: str | None = None, required: bool = True) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(name), **({"revision": revision} if revision else {}))
+        found = AutoTokenizer.from_pretrained(str(name), **({"revision": revision} if revision else {}))
     except Exception as error:
-        if required:
+        if required or any(Path(name).glob("*token*")):
             raise ModelError(f"no tokenizer could be loaded from {str(name)!r}: {error}") from error
         return None
+    if not found.vocab_size:  # transformers makes an empty one for a folder that has none
+        if required:
+            raise ModelError(f"no tokenizer could be loaded from {str(name)!r}: it has no words")
+        return None
+    return found

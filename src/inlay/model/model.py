@@ -93,7 +93,14 @@ class Model:
             self._map = given_map(self.base, sites, example)
         else:
             self._map = discover(self.base, family, self.config, example)
-        self.encoder = Encoder(tokenizer, getattr(self.config, "max_position_embeddings", None), chat)
+        embed = self._map.places.get("embed", {}).get(None)
+        table = getattr(self.base.get_submodule(embed.path), "weight", None) if embed else None
+        self.encoder = Encoder(
+            tokenizer,
+            getattr(self.config, "max_position_embeddings", None),
+            chat,
+            None if table is None else table.shape[0],
+        )
         self._text: Text | None = None
 
     # -- what it is --------------------------------------------------------------------------------------------------

@@ -7,19 +7,21 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from inlay.errors import InputError, ResumeError, SiteError
+from inlay.errors import FolderError, InputError, ResumeError, SiteError, TokensError
 from inlay.model import shards as disk
 from inlay.model.activations import Activations, merge
 from inlay.model.at_site import gathered
 from inlay.model.engine import Run
 from inlay.model.inputs import Row, pad, plan_batches
-from inlay.model.passes import Stop, Want
-from inlay.model.running import Cut, make_run, wanted
+from inlay.model.passes import Stop, Tally, Want
+from inlay.model.plan import place_of
+from inlay.model.running import Cut, expanded, make_run, wanted
 from inlay.model.sites import HEADED, Site
 from inlay.model.tokens import Given, InstEnd, Range, Tokens
 
@@ -89,11 +91,16 @@ def read(
         raise InputError(f"batch_tokens={batch_tokens} and shard_rows={shard_rows} must be at least 1")
     batches = plan_batches(data, batch_tokens)
     pooled: dict[int, Tensor] = {}
+    whole: dict[int, tuple[Tensor, Tensor | None]] = {}
+    parts, tally = expanded(model, edit), Tally()
     _check_count(len(data), rows=rows, strength=strength)
+    for spec in [wants[0].tokens, *(part.tokens for part in parts)]:
+        _check_given(spec, data)
 
     def one(batch: list[int]) -> tuple[Tensor, Activations]:
-        cut = Cut(batch, len(data), pooled)
-        acts = _read_batch(model, [data[i] for i in batch], wants, edit, grads, rows=rows, strength=strength, cut=cut)
+        mine = [data[i] for i in batch]
+        cut = Cut(batch, len(data), pooled, whole, max(len(row.ids) for row in mine), tally)
+        acts = _read_batch(model, mine, wants, edit, grads, rows=rows, strength=strength, cut=cut)
         return torch.tensor(batch), _moved(acts, device, dtype)
 
     with _bar(progress, len(data)) as advance:
@@ -102,8 +109,9 @@ def read(
             for batch in batches:
                 pieces.append(one(batch))
                 advance(len(batch))
+            tally.check(parts)
             return merge(pieces)
-        config = _fingerprint(model, data, wants, edit, rows, strength, grads, dtype, shard_rows, batch_tokens)
+        config = _fingerprint(model, data, wants, parts, rows, strength, grads, dtype, shard_rows, batch_tokens)
         return _to_disk(Path(out), batches, one, config, [str(want.site) for want in wants], shard_rows, advance)
 
 
@@ -111,6 +119,19 @@ def _check_count(count: int, **per_row: Any) -> None:
     for name, value in per_row.items():
         if value is not None and torch.as_tensor(value).ndim and len(value) != count:
             raise InputError(f"{name} names {len(value)} rows for {count} prompts")
+
+
+def _check_given(tokens: Tokens, data: Sequence[Row]) -> None:
+    """Raise where positions given as a tensor are not those of the prompts."""
+    longest = max(len(row.ids) for row in data)
+    for clause in tokens.clauses:
+        if not isinstance(clause, Given):
+            continue
+        rows, slots = clause.tensor.shape
+        if rows not in (1, len(data)):
+            raise TokensError(f"tokens={tokens}: {rows} rows for {len(data)} prompts")
+        if clause.tensor.dtype == torch.bool and slots != longest:
+            raise TokensError(f"tokens={tokens}: the mask covers {slots} slots, and the longest prompt has {longest}")
 
 
 def _read_batch(
@@ -151,7 +172,7 @@ def _with_gradients(run: Run, loss: Tensor) -> Activations:
     gradients: dict[str, Tensor] = {}
     for index, (want, whole, gradient) in enumerate(zip(run.wants, wholes, found, strict=True)):
         assert whole is not None
-        place = run.sites.place(want.site)
+        place = place_of(run, want.site)
         h = place.get(torch.zeros_like(whole) if gradient is None else gradient, run.last.frame.rows)
         picked = gathered(run, index, h, run.last)
         gradients[str(want.site)] = _shaped(run, want, picked, acts.mask)
@@ -164,6 +185,11 @@ def collect(run: Run) -> Activations | None:
         return None
     mask: Tensor | None = None
     first = run.taken[0][-1]
+    if _single(run.wants[0].tokens) and first.real is not None:
+        lacking = (~first.real.any(1)).nonzero().flatten()
+        if len(lacking):
+            row = int(lacking[0]) if run.numbers is None else run.numbers[int(lacking[0])]
+            raise TokensError(f"tokens={str(run.wants[0].tokens)!r}: row {row} has no such position")
     if not _single(run.wants[0].tokens):
         mask = first.real
         if mask is None:
@@ -214,9 +240,11 @@ def _to_disk(
     shard_rows: int,
     advance: Callable[[int], None],
 ) -> Activations:
-    folder.mkdir(parents=True, exist_ok=True)
+    disk.make_folder(folder)
     shards = _group(batches, shard_rows)
     manifest = disk.read_manifest(folder)
+    if manifest is None and any(folder.glob("shard-*.safetensors")):
+        raise FolderError(f"{folder} holds shards and no manifest.json: give another folder, or delete this one")
     if manifest is not None and manifest.get("config") != config:
         raise ResumeError(
             f"{folder} holds a read of other prompts, Sites, Edit or model; give another folder, or delete this one"
@@ -248,16 +276,54 @@ def _group(batches: list[list[int]], shard_rows: int) -> list[list[list[int]]]:
     return shards
 
 
-def _fingerprint(model: Model, data: Sequence[Row], wants: list[Want], edit: Any, *rest: Any) -> str:
+def _fingerprint(model: Model, data: Sequence[Row], wants: list[Want], parts: Sequence[Any], *rest: Any) -> str:
     said = hashlib.sha256()
-    said.update(json.dumps([model.identity(), [(r.ids, r.prompt) for r in data]], sort_keys=True).encode())
-    said.update(repr([(str(w.site), str(w.tokens), w.before) for w in wants]).encode())
-    said.update(repr(edit).encode())
-    for part in getattr(edit, "parts", ()):
+
+    def say(value: Any) -> None:
+        said.update(_said(value))
+
+    say(json.dumps([model.identity(), [(r.ids, r.prompt) for r in data]], sort_keys=True))
+    for parameter in model.base.parameters():
+        flat = parameter.detach().flatten()
+        say(flat[:: max(1, len(flat) // 16)].float())  # other weights of the same shape are another model
+    for want in wants:
+        say((str(want.site), want.before))
+        say(want.tokens)
+    for part in parts:
+        say((str(part.site), part.strength, part.intervention.kind))
+        say(part.tokens)
+        say(getattr(part.intervention, "f", None))
+        for source in part.intervention.sources():
+            for values, real in source.activations(model, [source.asks(model, part.site, part.tokens)]):
+                say(values)
+                say(real)
         for name, tensor in sorted(part.intervention.state().items()):
-            said.update(name.encode() + tensor.detach().cpu().contiguous().float().numpy().tobytes())
-    said.update(repr([r.tolist() if isinstance(r, Tensor) else r for r in rest]).encode())
+            say(name)
+            say(tensor)
+    for one in rest:
+        say(one)
     return said.hexdigest()
+
+
+def _said(value: Any) -> bytes:
+    """Bytes that are the same for the same value, also in another process."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().contiguous()
+        raw: bytes = value.reshape(-1).view(torch.uint8).numpy().tobytes()
+        return repr((value.dtype, value.shape)).encode() + raw
+    if isinstance(value, Tokens):
+        return b"".join(_said(c.tensor if isinstance(c, Given) else repr(c)) for c in value.clauses)
+    if isinstance(value, torch.nn.Module):
+        return f"{type(value).__module__}:{type(value).__qualname__}".encode()
+    code = getattr(value, "__code__", None)
+    if code is not None:
+        return f"{value.__module__}:{value.__qualname__} {_lines(code)}".encode()
+    return repr(value).encode()
+
+
+def _lines(code: CodeType) -> str:
+    consts = [_lines(const) if isinstance(const, CodeType) else repr(const) for const in code.co_consts]
+    return f"{code.co_code!r} {code.co_names} {consts}"
 
 
 @contextmanager

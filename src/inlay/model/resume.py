@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from inlay.errors import SiteError
+from inlay.errors import EditError, SiteError
 from inlay.model import patch
 from inlay.model.inputs import Batch, pad
 from inlay.model.passes import Want
 from inlay.model.places import Place
 from inlay.model.reading import until_stopped
-from inlay.model.running import make_run, wanted
+from inlay.model.running import expanded, make_run, wanted
 from inlay.model.sites import Site
 from inlay.model.tokens import Tokens
 
@@ -123,6 +123,16 @@ def resume(
     """
     batch = states.batch
     wants = wanted(model, read, tokens, before)
+    _fits(model, states)
+    for site in (want.site for want in wants):
+        if _below(model, site, _cut(states.site)):
+            raise SiteError(f"{site} lies below {states.site}, where the states were taken, and does not run")
+    for part in expanded(model, edit):
+        if _below(model, part.site, _cut(states.site)):
+            raise EditError(
+                f"the Edit's part at {part.site} lies below {states.site}, where the states were taken, so that its "
+                "module did not run: pass it to model.states(...)"
+            )
     run = make_run(
         model,
         edit,
@@ -146,6 +156,30 @@ def _one(model: Model, site: str | Site) -> Site:
             f"{site}: a forward resumes at one 'resid_pre.l' or 'resid_post.l', where the whole state is one tensor"
         )
     return found[0]
+
+
+def _cut(site: Site) -> int:
+    """How many blocks lie below a Site."""
+    assert site.layer is not None
+    return site.layer + (site.name == "resid_post")
+
+
+def _below(model: Model, site: Site, cut: int) -> bool:
+    """Whether a Site lies in what a forward from `cut` does not run; the very state it starts from does not."""
+    if site.name == "module":
+        skipped = [f"{path}." for path in model.sites().blocks[:cut]]
+        return any(f"{site.path}.".startswith(path) for path in skipped)
+    if site.name == "embed":
+        return True
+    if site.layer is None or site.layer >= cut:
+        return False
+    return not (site.name == "resid_post" and site.layer == cut - 1)
+
+
+def _fits(model: Model, states: States) -> None:
+    _one(model, states.site)
+    if states.hidden.shape[-1] != model.width:
+        raise SiteError(f"the states have width {states.hidden.shape[-1]}, and this model has width {model.width}")
 
 
 class Skip(patch.Layer):
@@ -185,8 +219,7 @@ class Enter(patch.Layer):
 
 def skipping(run: Run, site: Site, hidden: Tensor) -> list[tuple[nn.Module, str, patch.Layer]]:
     """The layers that make a forward start at `hidden`."""
-    assert site.layer is not None
-    cut = site.layer + (site.name == "resid_post")
+    cut = _cut(site)
     places = run.sites.places["resid_pre"]
     blocks = [run.base.get_submodule(path) for path in run.sites.blocks]
     if cut == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inlay.errors import EditError, SiteError
 from inlay.model.engine import Run
-from inlay.model.passes import Want
+from inlay.model.passes import Tally, Want
 from inlay.model.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -41,14 +41,17 @@ def make_run(
     Raises:
         SiteError, TokensError, EditError: the Edit does not fit the model, or the rows the Edit.
     """
-    parts = _parts(model, edit)
+    parts = every = expanded(model, edit)
     chosen, factor = _rows(parts, rows), _strength(strength)
     if cut is not None:
-        parts = _picked(model, parts, cut)
-        wants = [replace(want, tokens=want.tokens.pick(cut.rows, cut.total)) for want in wants]
+        parts = _picked(model, every, cut)
+        wants = [replace(want, tokens=want.tokens.pick(cut.rows, cut.total, cut.longest)) for want in wants]
+        more |= {"numbers": cut.rows, "tally": cut.tally}
         chosen = chosen if chosen is None else chosen[cut.rows]
         factor = factor if factor is None or not factor.ndim else factor[cut.rows]
-    sources, constants = _sources(model, parts, cut.constants if cut else {})
+    sources, constants = _sources(model, parts, cut.constants if cut else {}, cut.whole if cut else {})
+    if cut is not None:  # a source that belongs to no single row is run in the first batch and kept
+        cut.whole |= {i: sources[i] for i in sources if parts[i].intervention.source is every[i].intervention.source}
     return Run(
         model.base,
         model.sites(),
@@ -74,7 +77,9 @@ def _picked(model: Model, parts: Sequence[Any], cut: Cut) -> list[Any]:
 
     def one(part: Any) -> Any:
         return replace(
-            part, tokens=part.tokens.pick(cut.rows, cut.total), intervention=part.intervention.picked(source)
+            part,
+            tokens=part.tokens.pick(cut.rows, cut.total, cut.longest),
+            intervention=part.intervention.picked(source),
         )
 
     return [one(part) for part in parts]
@@ -88,11 +93,17 @@ class Cut:
         rows: the row numbers of this batch.
         total: how many rows the job has.
         constants: what was pooled over all rows of a Source, by part; filled by the first batch.
+        whole: the values of Sources that belong to no single row, by part; filled by the first batch.
+        longest: the tokens of this batch's longest row.
+        tally: what the Edit touched over all batches.
     """
 
     rows: list[int]
     total: int
     constants: dict[int, Tensor]
+    whole: dict[int, tuple[Tensor, Tensor | None]]
+    longest: int
+    tally: Tally
 
 
 def wanted(model: Model, sites: Any, tokens: Any, before: bool = False) -> list[Want]:
@@ -103,7 +114,8 @@ def wanted(model: Model, sites: Any, tokens: Any, before: bool = False) -> list[
     return [Want(site, spec, before) for site in model.sites().expand(sites)]
 
 
-def _parts(model: Model, edit: Any) -> list[Any]:
+def expanded(model: Model, edit: Any) -> list[Any]:
+    """The parts of an Edit, one for each layer that is meant."""
     if edit is None:
         return []
     if not hasattr(edit, "parts"):
@@ -112,15 +124,18 @@ def _parts(model: Model, edit: Any) -> list[Any]:
 
 
 def _sources(
-    model: Model, parts: Sequence[Any], known: dict[int, Tensor]
+    model: Model,
+    parts: Sequence[Any],
+    known: dict[int, Tensor],
+    whole: Mapping[int, tuple[Tensor, Tensor | None]],
 ) -> tuple[dict[int, tuple[Tensor, Tensor | None]], dict[int, Tensor]]:
     """Run every distinct Source once, for all the Sites that ask for it."""
     asked: dict[int, list[int]] = {}
     for index, part in enumerate(parts):
         for source in part.intervention.sources():
-            if index not in known:
+            if index not in known and index not in whole:
                 asked.setdefault(id(source), []).append(index)
-    paired: dict[int, tuple[Tensor, Tensor | None]] = {}
+    paired = dict(whole)
     for indices in asked.values():
         source = parts[indices[0]].intervention.sources()[0]
         asks = [source.asks(model, parts[i].site, parts[i].tokens) for i in indices]

@@ -15,6 +15,18 @@ from torch import Tensor
 from inlay.errors import FolderError
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder where there is none.
+
+    Raises:
+        FolderError: something else is there, or the disk refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FolderError(f"{folder} cannot be a folder: {error}") from error
+
+
 def path_of(folder: Path, index: int) -> Path:
     """Where a shard lies."""
     return folder / f"shard-{index:05d}.safetensors"
@@ -37,10 +49,16 @@ def write(
     if mask is not None:
         tensors["mask"] = mask
     tensors |= {f"grad/{site}": t for site, t in (gradients or {}).items()}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():  # one tensor at two Sites is stored twice
+        where = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if where in seen else tensor
+        seen.add(where)
     path = path_of(folder, index)
     temporary = path.with_suffix(".part")
     try:
-        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary)
+        save_file(tensors, temporary)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
@@ -122,23 +140,34 @@ def join(tensors: list[Tensor]) -> Tensor:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, object]) -> None:
-    """Write `manifest.json` whole."""
+    """Write `manifest.json` whole.
+
+    Raises:
+        FolderError: the disk refuses.
+    """
     temporary = folder / "manifest.json.part"
-    temporary.write_text(json.dumps(dict(manifest), indent=2) + "\n")
-    temporary.replace(folder / "manifest.json")
+    try:
+        temporary.write_text(json.dumps(dict(manifest), indent=2) + "\n")
+        temporary.replace(folder / "manifest.json")
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise FolderError(f"the manifest could not be written to {folder}: {error}") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """`manifest.json`, `None` where there is none.
 
     Raises:
-        FolderError: it is not JSON.
+        FolderError: it is damaged.
     """
     path = folder / "manifest.json"
     if not path.exists():
         return None
     try:
         manifest = json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise FolderError(f"{path} is damaged: {error}") from error
+    for key, kind in (("shards", int), ("rows", int), ("sites", list), ("complete", bool)):
+        if not isinstance(manifest, dict) or not isinstance(manifest.get(key), kind):
+            raise FolderError(f"{path} is damaged: it does not say {key!r}; delete the folder and read again")
     return dict(manifest)

@@ -135,14 +135,16 @@ class Tokens:
         """The intervals of response steps that are selected, as (start, stop) with `None` for no end."""
         return tuple((c.start, c.stop) for c in self.clauses if isinstance(c, Range) and c.phase == "response")
 
-    def pick(self, rows: Sequence[int], total: int) -> Tokens:
-        """The same for some of `total` rows: positions given as a tensor are cut to them."""
+    def pick(self, rows: Sequence[int], total: int, longest: int | None = None) -> Tokens:
+        """The same for some of `total` rows: positions given as a tensor are cut to them, a mask to `longest` slots."""
         if self.storable:
             return self
-        cut = [
-            Given(c.tensor[list(rows)]) if isinstance(c, Given) and len(c.tensor) == total else c for c in self.clauses
-        ]
-        return Tokens(tuple(cut), self.text)
+
+        def cut(tensor: Tensor) -> Tensor:
+            tensor = tensor[list(rows)] if len(tensor) == total else tensor
+            return tensor[:, :longest] if tensor.dtype == torch.bool else tensor
+
+        return Tokens(tuple(Given(cut(c.tensor)) if isinstance(c, Given) else c for c in self.clauses), self.text)
 
     @property
     def storable(self) -> bool:
