@@ -220,6 +220,9 @@ def test_parts_on_one_site_act_in_written_order_and_outer_contexts_first(family:
         for outer, inner, want in ((a, b, sums[0]), (b, a, sums[1])):
             with model.edited(outer):
                 got = model.forward(prompts, edit=inner, read=site)
+            if site.startswith("resid_mid"):  # a sum, rounded once for each context
+                close(got.acts[site], want.acts[site], 1e-5)
+                continue
             assert torch.equal(got.acts[site], want.acts[site]), site
             assert torch.equal(got.logits, want.logits), site
 
@@ -274,8 +277,8 @@ def test_a_read_that_stops_early_takes_an_edit_whose_upper_parts_it_does_not_rea
     assert torch.equal(model.states(rows(5), "resid_post.1", edit=edit).hidden, want)
     swap = Edit("resid_post.1", Swap(Source(rows(5), edit=edit)))
     assert torch.equal(model.forward(rows(5), edit=swap, read="resid_post.1").acts["resid_post.1"], want)
-    with pytest.raises(EditError, match="its module did not run"):
-        model.read(rows(5), "resid_post.1", edit=Edit("resid_post.2", Scale(2.0)))
+    above = model.read(rows(5), "resid_post.1", edit=Edit("resid_post.2", Scale(2.0)))
+    assert torch.equal(above["resid_post.1"], model.read(rows(5), "resid_post.1")["resid_post.1"])
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])

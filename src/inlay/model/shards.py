@@ -151,7 +151,9 @@ def write_manifest(folder: Path, manifest: Mapping[str, object]) -> None:
         temporary.replace(folder / "manifest.json")
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise FolderError(f"the manifest could not be written to {folder}: {error}") from error
+        raise FolderError(
+            f"the manifest could not be written to {folder}: {error}; free some space and run again"
+        ) from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
