@@ -346,17 +346,17 @@ class Plus(patch.Layer):
         return output * 10 + self.number
 
 
-def _here(on: bool = True) -> patch.Here:
-    made = patch.Here()
-    made.on = on
+def _here(order: int) -> patch.Here:
+    made = patch.Here(order)
+    made.on = True
     return made
 
 
-def test_layers_act_in_the_order_in_which_they_were_put() -> None:
+def test_layers_act_in_the_order_of_their_runs() -> None:
     module = nn.Identity()
-    layers = [Plus(_here(), k) for k in (1, 2, 3)]
-    for layer in layers:
-        patch.put(module, "forward", layer)
+    layers = [Plus(_here(k), k) for k in (1, 2, 3)]
+    for k in (1, 0, 2):
+        patch.put(module, "forward", layers[k])
     assert module(0) == 123123
     patch.lift(module, "forward", layers[1])
     assert module(0) == 1313
@@ -366,7 +366,7 @@ def test_layers_act_in_the_order_in_which_they_were_put() -> None:
 
 
 def test_a_layer_acts_only_in_its_own_thread() -> None:
-    module, here = nn.Identity(), patch.Here()
+    module, here = nn.Identity(), patch.Here(0)
     layer = Plus(here, 5)
     patch.put(module, "forward", layer)
     here.on = True
@@ -383,7 +383,7 @@ def test_layers_may_leave_in_any_order(order: list[int], had: bool, again: list[
     module = nn.Identity()
     if had:
         module.forward = own = lambda x: x + 0.5
-    layers = [Plus(_here(), k) for k in range(4)]
+    layers = [Plus(_here(k), k) for k in range(4)]
     for leaving in (order, again):
         for layer in layers:
             patch.put(module, "forward", layer)

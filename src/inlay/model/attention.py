@@ -94,7 +94,7 @@ def _open_attention(
     Returns:
         The output [R, T, H, hd] and the pattern [R, H, T, S].
     """
-    insides = [inside for owner, inside in reversed(_watching.stack) if owner is module]
+    insides = [inside for owner, inside in _watching.stack if owner is module]
     for inside in insides:
         query, key = inside("query", query), inside("key", key)
     output, pattern = eager(module, query, key, value, attention_mask, **kwargs)

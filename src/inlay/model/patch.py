@@ -98,8 +98,9 @@ def _call(original: Callable[..., Any], layers: tuple[Layer, ...], args: Args, k
     for layer in layers:
         if layer.here.on:
             args, kwargs = layer.before(args, kwargs)
-            if layer.around is not None:
-                call = functools.partial(layer.around, call)
+    for layer in reversed(layers):
+        if layer.around is not None and layer.here.on:
+            call = functools.partial(layer.around, call)
     output = call(*args, **kwargs)
     for layer in layers:
         if layer.here.on:
