@@ -39,6 +39,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)  # pytest would format all of it
     with torch._dynamo.config.patch(LIMITS):
         yield
+    torch.compiler.set_stance("default")
     torch._dynamo.reset()
 
 

@@ -30,9 +30,9 @@ def discover(base: nn.Module, family: str, config: Any, example: Mapping[str, An
     Raises:
         ModelError: no list of blocks was found.
     """
-    path, blocks = _blocks(base, config)
-    decoder = path.rpartition(".")[0]
     seen = probe(base, example)
+    path, blocks = _blocks(base, config, seen)
+    decoder = path.rpartition(".")[0]
     found = SiteMap(family=family, layers=len(blocks), decoder=decoder)
     found.blocks = tuple(f"{path}.{i}" for i in range(len(blocks)))
     first = seen[found.blocks[0]]
@@ -55,9 +55,10 @@ def discover(base: nn.Module, family: str, config: Any, example: Mapping[str, An
     return found
 
 
-def _blocks(base: nn.Module, config: Any) -> tuple[str, nn.ModuleList]:
+def _blocks(base: nn.Module, config: Any, seen: Mapping[str, Seen]) -> tuple[str, nn.ModuleList]:
+    """The list of blocks, and its path: of those that the run called, the largest of the length that is wanted."""
     wanted = getattr(config, "num_hidden_layers", None)
-    lists = [(n, m) for n, m in base.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    lists = [(n, m) for n, m in base.named_modules() if isinstance(m, nn.ModuleList) and len(m) and f"{n}.0" in seen]
     exact = [(n, m) for n, m in lists if len(m) == wanted] or lists
     if not exact:
         raise ModelError(
@@ -112,7 +113,8 @@ def _attention_sites(
     z = took(f"{path}.{out[0]}", seen) if out else None
     if z:
         heads = heads if heads and z.width % heads == 0 else 0
-        yield "z", replace(z, heads=heads)
+        z = replace(z, heads=heads)
+        yield "z", z
     size = z.width // heads if z and heads else 0
     for trio in names.SEPARATE:
         parts = [gave(f"{path}.{name}", seen) for name in trio]
@@ -125,17 +127,30 @@ def _attention_sites(
                 )
     fused = child(module, *names.FUSED)
     if fused and heads and (whole := gave(f"{path}.{fused[0]}", seen)):
-        for name, one in zip("qkv", entry.fused(config, whole.width, heads), strict=True):
-            width = one.heads * (size or whole.width // (3 * heads))
-            yield name, replace(whole, columns=(one.columns,), heads=one.heads, width=width)
+        fused_parts = entry.fused(config, whole.width, heads)
+        if _first_value_is(z, fused_parts[2], whole, seen):
+            for name, one in zip("qkv", fused_parts, strict=True):
+                width = one.heads * (size or whole.width // (3 * heads))
+                yield name, replace(whole, columns=(one.columns,), heads=one.heads, width=width)
     home = sys.modules.get(type(module).__module__)
     if hasattr(home, "eager_attention_forward") and hasattr(home, "ALL_ATTENTION_FUNCTIONS"):
         kv = getattr(config, "num_key_value_heads", None) or heads
-        yield "q_rot", Place(path, "query", headed=True, heads=heads, width=heads * size)
-        yield "k_rot", Place(path, "key", headed=True, heads=kv, width=kv * size)
+        each = getattr(module, "qk_head_dim", size)  # latent attention: wider than its values
+        yield "q_rot", Place(path, "query", headed=True, heads=heads, width=heads * each)
+        yield "k_rot", Place(path, "key", headed=True, heads=kv, width=kv * each)
         yield "pattern", Place(path, "pattern", headed=True, heads=heads, width=-1)
     elif entry.dropout and (dropout := child(module, entry.dropout)):
         yield "pattern", Place(f"{path}.{dropout[0]}", "out", headed=True, heads=heads, width=-1)
+
+
+def _first_value_is(z: Place | None, value: names.Fused, whole: Place, seen: Mapping[str, Seen]) -> bool:
+    """Whether a first token, which attends to itself alone, has its own value in z: so the layout is the right one."""
+    mixed, fused = seen[z.path].took if z else None, seen[whole.path].gave
+    if mixed is None or fused is None or not z or not z.heads or z.heads % value.heads:
+        return z is None
+    first = value.columns.get(fused[..., :1, :]).unflatten(-1, (value.heads, -1))
+    expected = first.repeat_interleave(z.heads // value.heads, -2).flatten(-2)
+    return expected.shape == mixed[..., :1, :].shape and _same(expected, mixed[..., :1, :])
 
 
 def _mlp_sites(
@@ -166,8 +181,8 @@ def _residual_sites(
 ) -> Iterator[tuple[str, Place]]:
     """`attn_out`, `mlp_out` and `resid_mid`: the candidates for which resid_pre + attn_out + mlp_out = resid_post."""
     scale = float(getattr(block, "residual_multiplier", 1.0))
-    attn_at = _candidates(path, block, attention, names.POST_ATTENTION, names.OUT)
-    mlp_at = _candidates(path, block, mlp, names.POST_MLP, names.DOWN)
+    attn_at = _candidates(path, block, attention, names.POST_ATTENTION, names.OUT, seen)
+    mlp_at = _candidates(path, block, mlp, names.POST_MLP, names.DOWN, seen)
     before, after = seen[path].took, seen[path].gave
     assert before is not None and after is not None
     for a in attn_at:
@@ -176,7 +191,10 @@ def _residual_sites(
             if not pair[0] or not pair[1]:
                 continue
             parts = [scale * _like(before, seen[p].gave) for p in (a, m)]
-            if any(p.shape != before.shape for p in parts) or not _same(before + parts[0] + parts[1], after):
+            if any(p.shape != before.shape for p in parts):
+                continue
+            size = before.abs() + parts[0].abs() + parts[1].abs()
+            if not _same(before + parts[0] + parts[1], after, size):
                 continue
             yield "attn_out", pair[0]
             yield "mlp_out", replace(pair[1], fragile=entry.overwrites_mlp_out)
@@ -189,15 +207,23 @@ def _residual_sites(
 
 
 def _candidates(
-    path: str, block: nn.Module, part: tuple[str, nn.Module] | None, norms: Sequence[str], last: Sequence[str]
+    path: str,
+    block: nn.Module,
+    part: tuple[str, nn.Module] | None,
+    norms: Sequence[str],
+    last: Sequence[str],
+    seen: Mapping[str, Seen],
 ) -> list[str]:
     """Paths whose output may be the part's contribution: the norm behind it, the part, its last projection."""
-    options = [f"{path}.{found[0]}"] if (found := child(block, *norms)) else []
     if part is None:
-        return [*options, f"{path}.{found[0]}"] if (found := child(block, *last)) else options
-    options.append(f"{path}.{part[0]}")
+        return [f"{path}.{found[0]}"] if (found := child(block, *last)) else []
+    options = [f"{path}.{part[0]}"]
     if found := child(part[1], *last):
         options.append(f"{path}.{part[0]}.{found[0]}")
+    if norm := child(block, *norms):
+        behind, gave_ = seen.get(f"{path}.{norm[0]}", Seen()), seen[options[0]].gave
+        if behind.took is not None and gave_ is not None and torch.equal(behind.took, gave_):
+            options.insert(0, f"{path}.{norm[0]}")
     return options
 
 
@@ -218,13 +244,14 @@ def _like(model: Tensor, other: Tensor | None) -> Tensor:
     return other.unflatten(0, (model.shape[0], -1)) if other.ndim == 2 and model.ndim == 3 else other
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def _same(a: Tensor, b: Tensor, size: Tensor | None = None) -> bool:
+    """Whether two tensors are equal but for rounding, given what was summed up to them (their own size by default)."""
     if a.shape != b.shape:
         return False
-    a, b = a.float(), b.float()
-    size = torch.maximum(a.abs().max(), b.abs().max()).item()
-    return bool((a - b).abs().max() <= 16 * torch.finfo(torch.float32).eps * size) or bool(
-        (a - b).abs().max() <= 4 * torch.finfo(torch.bfloat16).eps * size and a.dtype != torch.float32
+    eps = torch.finfo(torch.promote_types(a.dtype, b.dtype)).eps if a.dtype == b.dtype else torch.finfo(a.dtype).eps
+    size = torch.maximum(a.abs(), b.abs()) if size is None else size
+    return bool(
+        ((a.double() - b.double()).abs() <= 8 * eps * size.double().clamp(min=float(size.abs().max()) * 1e-3)).all()
     )
 
 
@@ -255,28 +282,32 @@ def given_map(base: nn.Module, given: Mapping[str, Any], example: Mapping[str, A
     Raises:
         SiteError: a name is not a Site's, or a path leads to no module that the probe run called.
     """
+    if not given:
+        raise SiteError("sites={} is empty: name at least one Site, such as {'resid_post': 'blocks.{layer}:out'}")
     seen = probe(base, example)
     found = SiteMap(family=type(base).__name__)
     for name, spec in given.items():
         if name not in LAYERED + GLOBAL:
             raise SiteError(f"sites={{{name!r}: ...}}: no Site is called so. Names: {', '.join(LAYERED + GLOBAL)}")
         text, heads = spec if isinstance(spec, tuple) else (spec, 0)
-        template, _, side = text.rpartition(":")
-        if side not in ("in", "out") or ("{layer}" in template) != (name in LAYERED):
+        template, _, side = str(text).rpartition(":")
+        bare = template.replace("{layer}", "")
+        if side not in ("in", "out") or ("{layer}" in template) != (name in LAYERED) or "{" in bare:
             raise SiteError(
                 f"sites={{{name!r}: {text!r}}}: write 'path.{{layer}}.sub:in' or ':out'; {{layer}} for layered Sites"
             )
         read = took if side == "in" else gave
-        layers: list[int | None] = [None] if name in GLOBAL else list(range(10_000))
+        layers: list[int | None] = [None] if name in GLOBAL else list(range(len(seen)))
         for layer in layers:
-            place = read(template.format(layer=layer), seen, heads=heads)
+            place = read(template.replace("{layer}", str(layer)), seen, heads=heads)
             if place is None:
                 break
+            if heads and place.width % heads:
+                raise SiteError(f"sites={{{name!r}: ...}}: width {place.width} does not split into {heads} heads")
             found.places.setdefault(name, {})[layer] = place
         if name not in found.places:
-            raise SiteError(
-                f"sites={{{name!r}: {text!r}}}: the probe run called no module at {template.format(layer=0)!r}"
-            )
+            first = template.replace("{layer}", "0")
+            raise SiteError(f"sites={{{name!r}: {text!r}}}: the probe run called no module at {first!r}")
     found.layers = max((len(p) for n, p in found.places.items() if n in LAYERED), default=0)
     block: dict[int | None, Place] = next(
         (found.places[n] for n in ("resid_post", "resid_pre") if n in found.places), {}

@@ -21,6 +21,7 @@ from inlay.model.engine import Run
 from inlay.model.frame import Text
 from inlay.model.inputs import Batch, Encoder, pad
 from inlay.model.passes import Want
+from inlay.model.probe import takes
 from inlay.model.running import make_run, wanted
 from inlay.model.sitemap import SiteMap
 from inlay.model.sites import Site
@@ -150,7 +151,7 @@ class Model:
     def identity(self) -> dict[str, Any]:
         """Name, revision, shape and a hash of the configuration: what a saved Edit records of its base."""
         config = getattr(self.base, "config", None)
-        if config is not None:
+        if hasattr(config, "to_dict"):
             kept = {k: v for k, v in config.to_dict().items() if not k.startswith("_") and k not in _VOLATILE}
         else:
             kept = {name: list(p.shape) for name, p in self.base.named_parameters()}
@@ -252,11 +253,13 @@ class Model:
 
     def arguments(self, batch: Batch, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What the model is called with: ids, mask and positions by keyword; the ids alone for a plain module."""
-        if not hasattr(self.base, "config"):
+        parameters = inspect.signature(self.base.forward).parameters
+        if "input_ids" not in parameters:
             return (batch.ids,), kwargs
-        named = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
-        if "position_ids" in inspect.signature(self.base.forward).parameters:
-            named["position_ids"] = batch.positions
+        named = {"input_ids": batch.ids, "attention_mask": batch.mask, "position_ids": batch.positions}
+        named = {name: value for name, value in named.items() if name in parameters}
+        if takes(self.base, "use_cache"):
+            kwargs.setdefault("use_cache", False)
         return (), named | kwargs
 
     def take(

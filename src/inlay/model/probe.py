@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from inlay.errors import InlayError, ModelError
 from inlay.model.places import Place
 
 
@@ -59,18 +63,40 @@ def probe(base: nn.Module, example: Mapping[str, Any] | Tensor | None = None) ->
 
     modes = [(m, m.training) for m in base.modules()]
     try:
-        for path, module in base.named_modules():
-            watch(path, module)
-        for module, _ in modes:
-            module.training = False
-        with torch.no_grad():
-            _run(base, example)
+        with _without_hooks(base):
+            for path, module in base.named_modules():
+                watch(path, module)
+            for module, _ in modes:
+                module.training = False
+            with torch.no_grad():
+                _run(base, example)
+    except InlayError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the two-token run that finds the Sites of {type(base).__name__} failed ({error!r}); give inputs that it "
+            "takes: example="
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
         for module, mode in modes:
             module.training = mode
     return seen
+
+
+@contextmanager
+def _without_hooks(base: nn.Module) -> Iterator[None]:
+    """The user's hooks are set aside for the run: what they change is not the model's structure."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks")
+    kept = [(module, kind, getattr(module, kind)) for module in base.modules() for kind in kinds]
+    try:
+        for module, kind, _ in kept:
+            setattr(module, kind, OrderedDict())
+        yield
+    finally:
+        for module, kind, hooks in kept:
+            setattr(module, kind, hooks)
 
 
 def _run(base: nn.Module, example: Mapping[str, Any] | Tensor | None) -> None:
@@ -80,7 +106,13 @@ def _run(base: nn.Module, example: Mapping[str, Any] | Tensor | None) -> None:
     if example is None:
         device = next((p.device for p in base.parameters() if p.device.type != "meta"), torch.device("cpu"))
         example = torch.tensor([[0, 1]], device=device)
-    base(example, use_cache=False) if hasattr(base, "config") else base(example)
+    base(example, **({"use_cache": False} if takes(base, "use_cache") else {}))
+
+
+def takes(base: nn.Module, name: str) -> bool:
+    """Whether a model's forward takes an argument of this name."""
+    parameters = inspect.signature(base.forward).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def took(path: str, seen: Mapping[str, Seen], **more: Any) -> Place | None:
