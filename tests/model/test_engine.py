@@ -231,6 +231,18 @@ def test_parts_on_one_site_act_in_written_order_and_outer_contexts_first(family:
                 assert torch.equal(got.logits, want.logits), site
 
 
+@torch.no_grad()
+def test_contexts_act_in_the_order_in_which_they_are_entered_not_made() -> None:
+    model, a, b = MODELS["llama"], Edit("resid_post.1", Scale(3.0)), changes(MODELS["llama"], "resid_post.1")
+    second, first = model.edited(b), model.edited(a)
+    with first, second:
+        got = model.hf(**padded(rows(5))).logits
+    assert torch.equal(got, model.forward(rows(5), edit=a + b).logits)
+    with second, first:
+        got = model.hf(**padded(rows(5))).logits
+    assert torch.equal(got, model.forward(rows(5), edit=b + a).logits)
+
+
 @pytest.mark.parametrize("nested", ["one", "outer", "inner"])
 @pytest.mark.parametrize("below", ["resid_pre.1", "attn_out.1", "z.1", "v.1"])
 @torch.no_grad()

@@ -335,9 +335,9 @@ def test_a_forward_that_the_user_sets_while_an_edit_stands_stays() -> None:
 class Plus(patch.Layer):
     """Adds a number before and multiplies after, so that the order shows."""
 
-    def __init__(self, here: patch.Here, number: float) -> None:
+    def __init__(self, here: patch.Here, number: int) -> None:
         super().__init__(here)
-        self.number = number
+        self.number = self.order = number
 
     def before(self, args: patch.Args, kwargs: patch.Kwargs) -> tuple[patch.Args, patch.Kwargs]:
         return (args[0] * 10 + self.number, *args[1:]), kwargs
@@ -346,15 +346,15 @@ class Plus(patch.Layer):
         return output * 10 + self.number
 
 
-def _here(order: int) -> patch.Here:
-    made = patch.Here(order)
+def _here() -> patch.Here:
+    made = patch.Here()
     made.on = True
     return made
 
 
 def test_layers_act_in_the_order_of_their_runs() -> None:
     module = nn.Identity()
-    layers = [Plus(_here(k), k) for k in (1, 2, 3)]
+    layers = [Plus(_here(), k) for k in (1, 2, 3)]
     for k in (1, 0, 2):
         patch.put(module, "forward", layers[k])
     assert module(0) == 123123
@@ -366,7 +366,7 @@ def test_layers_act_in_the_order_of_their_runs() -> None:
 
 
 def test_a_layer_acts_only_in_its_own_thread() -> None:
-    module, here = nn.Identity(), patch.Here(0)
+    module, here = nn.Identity(), patch.Here()
     layer = Plus(here, 5)
     patch.put(module, "forward", layer)
     here.on = True
@@ -383,7 +383,7 @@ def test_layers_may_leave_in_any_order(order: list[int], had: bool, again: list[
     module = nn.Identity()
     if had:
         module.forward = own = lambda x: x + 0.5
-    layers = [Plus(_here(k), k) for k in range(4)]
+    layers = [Plus(_here(), k) for k in range(4)]
     for leaving in (order, again):
         for layer in layers:
             patch.put(module, "forward", layer)

@@ -306,10 +306,16 @@ class Frame:
         return torch.where(slots < known, inside, total + steps)
 
     def _steps_before(self, tokens: Tokens, slots: Tensor) -> Tensor:
-        """How many selected response steps lie before each slot, int64 [1, T] (intervals taken as disjoint)."""
-        step = (slots - self.prompt.slots).clamp(min=0)[None]
+        """How many selected response steps lie between the known slots and each slot, int64 [1 or R, T].
+
+        The intervals of a spec are taken as disjoint.
+        """
+        responded = self._responded()
+        first = torch.zeros(1, 1, dtype=torch.long, device=slots.device) if responded is None else responded
+        step = (slots - self.prompt.slots).clamp(min=0)[None] + first
         before = torch.zeros_like(step)
         for start, stop in tokens.tail:
-            upto = step if stop is None else step.clamp(max=stop)
-            before = before + (upto - start).clamp(min=0)
+            for sign, upto in ((1, step), (-1, first)):
+                upto = upto if stop is None else upto.clamp(max=stop)
+                before = before + sign * (upto - start).clamp(min=0)
         return before

@@ -151,7 +151,7 @@ class Model:
     def identity(self) -> dict[str, Any]:
         """Name, revision, shape and a hash of the configuration: what a saved Edit records of its base."""
         config = getattr(self.base, "config", None)
-        if hasattr(config, "to_dict"):
+        if config is not None and hasattr(config, "to_dict"):
             kept = {k: v for k, v in config.to_dict().items() if not k.startswith("_") and k not in _VOLATILE}
         else:
             kept = {name: list(p.shape) for name, p in self.base.named_parameters()}

@@ -115,7 +115,7 @@ class Place:
         for columns, outer in zip(reversed(self.columns), reversed(outers), strict=True):
             new = columns.put(outer, new)
         if self.headed:
-            new = new.unflatten(-1, (heads, -1)).transpose(1, 2)
+            new = new.unflatten(-1, (heads, -1)).transpose(1, 2).contiguous()
         return new.flatten(0, 1) if self.flat else new
 
 

@@ -28,7 +28,7 @@ LAYERED = (
 GLOBAL = ("embed", "final_norm", "logits")
 HEADED = ("q", "k", "v", "z", "q_rot", "k_rot", "pattern")
 
-_NAMED = re.compile(r"(?P<name>[a-z_]+)(?:\.(?P<layer>-?\d+|\*))?(?:\.h(?P<heads>\d+|\[[\d,\s]+\]))?")
+_NAMED = re.compile(r"(?P<name>[a-z_]+)(?:\.(?P<layer>-?\d+|\*))?(?:\.h(?P<heads>\d+|\[\s*\d+(?:\s*,\s*\d+)*\s*\]))?")
 _RAW = re.compile(r"module:(?P<path>[^:]+):(?P<side>in|out)")
 
 
@@ -81,10 +81,13 @@ class Site:
             raise SiteError(f"{text!r} needs a layer: '{name}.0', or '{name}.*' for all of them")
         if heads and name not in HEADED:
             raise SiteError(f"{text!r}: {name!r} is not split into heads; these are: {', '.join(HEADED)}")
+        picked = tuple(int(h) for h in re.findall(r"\d+", heads or ""))
+        if len(set(picked)) < len(picked):
+            raise SiteError(f"{text!r} names a head twice")
         return cls(
             name,
             layer=None if layer in (None, "*") else int(layer),
-            heads=tuple(int(h) for h in re.findall(r"\d+", heads or "")),
+            heads=picked,
             every=layer == "*",
         )
 
