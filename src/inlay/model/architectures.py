@@ -93,14 +93,14 @@ class Family:
         parallel: whether its blocks feed attention and MLP from the same stream, so that no `resid_mid` exists.
         dropout: a child of the attention module whose output is the attention pattern, for families that do not call
             an attention function.
-        overwrites_mlp_out: whether its blocks add in place to what the MLP returned.
+        overwrites: the Sites whose tensors its blocks go on to write into.
         lacks: Site name to the reason why this family has none.
     """
 
     fused: Layout = contiguous
     parallel: Callable[[Any], bool] = lambda config: False
     dropout: str = ""
-    overwrites_mlp_out: bool = False
+    overwrites: tuple[str, ...] = ()
     lacks: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -115,11 +115,13 @@ FAMILIES: dict[str, Family] = {
     "falcon": Family(
         falcon,
         parallel=lambda c: bool(c.parallel_attn or c.new_decoder_architecture),
-        overwrites_mlp_out=True,
+        overwrites=("mlp_out",),
         lacks={name: "its attention is computed inside one function" for name in ("q_rot", "k_rot", "pattern")},
     ),
     "gpt_neox": Family(by_head, parallel=lambda c: bool(c.use_parallel_residual)),
     "gptj": Family(parallel=_always),
+    "olmo": Family(overwrites=("q", "k", "v")),
+    "olmoe": Family(overwrites=("q", "k", "v")),
     "phi": Family(parallel=_always),
     "stablelm": Family(parallel=lambda c: bool(getattr(c, "use_parallel_residual", False))),
 }

@@ -42,7 +42,7 @@ def discover(base: nn.Module, family: str, config: Any, example: Mapping[str, An
     found.lacks.update(entry.lacks)
     for layer, block in enumerate(blocks):
         for name, place in _block_sites(found.blocks[layer], block, seen, entry, config, heads, found):
-            found.places.setdefault(name, {})[layer] = place
+            found.places.setdefault(name, {})[layer] = replace(place, fragile=name in entry.overwrites)
     for name, place in _global_sites(base, decoder, seen):
         found.places[name] = {None: place}
     order = {name: i for i, name in enumerate(("embed", *LAYERED, "final_norm", "logits"))}
@@ -197,7 +197,7 @@ def _residual_sites(
             if not _same(before + parts[0] + parts[1], after, size):
                 continue
             yield "attn_out", pair[0]
-            yield "mlp_out", replace(pair[1], fragile=entry.overwrites_mlp_out)
+            yield "mlp_out", pair[1]
             if not entry.parallel(config):
                 yield from _mid(path, block, mlp, before + parts[0], seen)
             return

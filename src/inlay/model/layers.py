@@ -33,7 +33,8 @@ class Write:
     def __call__(self, whole: Tensor, rows: int, given: Tensor | None) -> Tensor:
         """Act on the tensor at the place; `given` is the module's input."""
         h = self.place.get(whole, rows)
-        if not self.place.width:  # a raw Site's width shows only here
+        if not self.place.width:  # a raw Site's shape shows only here
+            _check_raw(self.run, self.place, h)
             self.run.parts[self.index].intervention.check(h.shape[-1], self.run.site_names[self.index])
         if given is not None and given.ndim == 2 and h.ndim == 3:
             given = given.unflatten(0, (rows, -1))
@@ -54,8 +55,20 @@ class Read:
 
     def __call__(self, whole: Tensor, rows: int, given: Tensor | None) -> Tensor:
         """Act on the tensor at the place; `given` is the module's input."""
-        at_site.read(self.run, self.index, self.place.get(whole, rows), whole, self.place.fragile)
+        h = self.place.get(whole, rows)
+        if not self.place.width:
+            _check_raw(self.run, self.place, h)
+        at_site.read(self.run, self.index, h, whole, self.place.fragile)
         return whole
+
+
+def _check_raw(run: Run, place: Place, h: Tensor) -> None:
+    frame = run.current.frame
+    if h.ndim != 3 or tuple(h.shape[:2]) != (frame.rows, frame.length):
+        raise SiteError(
+            f"module:{place.path}:{place.side} is {list(h.shape)} here; a raw Site is [rows, tokens, width], "
+            f"here [{frame.rows}, {frame.length}, width]"
+        )
 
 
 Op = Callable[[Tensor, int, Tensor | None], Tensor]

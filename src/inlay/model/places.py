@@ -115,7 +115,8 @@ class Place:
         for columns, outer in zip(reversed(self.columns), reversed(outers), strict=True):
             new = columns.put(outer, new)
         if self.headed:
-            new = new.unflatten(-1, (heads, -1)).transpose(1, 2).contiguous()
+            new = new.unflatten(-1, (heads, -1)).transpose(1, 2)
+            new = new.contiguous() if whole.is_contiguous() else new
         return new.flatten(0, 1) if self.flat else new
 
 

@@ -56,7 +56,7 @@ def plan(run: Run) -> list[Planned]:
         place = place_of(run, want.site)
         if want.before and want.site.name == "resid_mid" and want.site.layer in mids:
             mids[want.site.layer].reads.append(index)
-        elif want.before:
+        elif want.before or want.site.name == "resid_mid":  # which is written elsewhere, and may be mlp_in's place too
             add(place, Read(run, place, index))
     for index, part in enumerate(run.parts):
         place = place_of(run, part.site)
@@ -64,7 +64,7 @@ def plan(run: Run) -> list[Planned]:
         if part.site.name != "resid_mid":
             add(place, Write(run, place, index))
     for index, want in enumerate(run.wants):
-        if not want.before:
+        if not want.before and want.site.name != "resid_mid":
             place = place_of(run, want.site)
             add(place, Read(run, place, index))
     for layer, mid in mids.items():
