@@ -43,9 +43,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tiny_qwen: tuple[Qwen2ForCausalLM, PreT
     """Loading by `NAME` gives the tiny model, anew each time; any other name fails."""
     model, tokenizer = tiny_qwen
 
-    def model_of(name: str, **kwargs: Any) -> Qwen2ForCausalLM:
-        assert name == NAME
-        return copy.deepcopy(model)
+    def model_of(name: str, **kwargs: Any) -> tuple[Qwen2ForCausalLM, dict[str, set[str]]]:
+        assert name == NAME and kwargs["output_loading_info"]
+        return copy.deepcopy(model), {"missing_keys": set()}
 
     def tokenizer_of(name: str, **kwargs: Any) -> PreTrainedTokenizerFast:
         assert name == NAME
