@@ -406,7 +406,7 @@ def test_a_trainable_factor() -> None:
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.mark.parametrize("make", [Add, Replace, Ablate, lambda v: Clamp(v, 1.0)], ids=str)
+@pytest.mark.parametrize("make", [Add, Replace, Ablate, lambda v: Clamp(v, 1.0)])
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 def test_vectors_that_are_not_finite_are_refused(make: Callable[[Tensor], Any], bad: float) -> None:
     v = torch.ones(WIDTH)
@@ -421,7 +421,7 @@ def test_a_zero_direction_is_refused(make: Callable[[Tensor], Any]) -> None:
         make(torch.zeros(WIDTH))
 
 
-@pytest.mark.parametrize("make", [Add, Replace, Ablate, lambda v: Clamp(v, 1.0)], ids=str)
+@pytest.mark.parametrize("make", [Add, Replace, Ablate, lambda v: Clamp(v, 1.0)])
 def test_matrices_are_no_vectors(make: Callable[[Tensor], Any]) -> None:
     with pytest.raises(EditError, match=r"one vector \[width\], not a tensor of shape \[2, 32\]"):
         make(torch.ones(2, WIDTH))

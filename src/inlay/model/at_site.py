@@ -48,7 +48,9 @@ def write(
         site=run.site_names[index],
         positions=frame.positions().expand(h.shape[0], -1) if "positions" in needs else None,
     )
-    if not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        run.compiled = True  # `reached` would be a guard; a store is none
+    else:
         run.reached[index] = True
     new = part.intervention.transform(h, _state(run, run.transform_of[index], h.device), call)
     if not isinstance(new, Tensor) or new.shape != h.shape:

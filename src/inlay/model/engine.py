@@ -65,12 +65,11 @@ class Run:
         self.sources, self.constants = sources or {}, constants or {}
         self.text, self.stop, self.grads, self.whole = text, stop, grads, grads or whole
         self.numbers, self.tally = numbers, tally
-        self.here = patch.Here(next(_runs))
+        self.here = patch.Here()
         self.now: Pass | None = None
         self.last: Pass | None = None
         self.generation: Prompt | None = None
         self.replaying = False
-        self.installed = False
         self._opened = ExitStack()
         self.calls, self.compiled = 0, False
         self.reached = [False] * len(parts)
@@ -101,6 +100,9 @@ class Run:
     def __enter__(self) -> Self:
         if self.here.on:
             raise EditError("this run is already in force; make a second one with model.edited(...)")
+        order = next(_runs)
+        for _, _, layer in self.layers:
+            layer.order = order
         self._install()
         self.here.on = True
         if self.opens_attention:
@@ -132,13 +134,11 @@ class Run:
             for module, name, layer in self.layers:
                 patch.put(module, name, layer)
                 done.append((module, name, layer))
-            self.installed = True
         except BaseException:
             self._remove(done)
             raise
 
     def _remove(self, layers: Sequence[tuple[nn.Module, str, patch.Layer]] | None = None) -> None:
-        self.installed = False
         for module, name, layer in reversed(self.layers if layers is None else list(layers)):
             patch.lift(module, name, layer)
         if self.opens_attention:
@@ -147,7 +147,7 @@ class Run:
     @contextmanager
     def again(self, now: Pass | None) -> Iterator[None]:
         """The run as it stood in an earlier forward, for the recomputation of a checkpointed block in backward."""
-        was, install = (self.here.on, self.now, self.replaying), not self.installed
+        was, install = (self.here.on, self.now, self.replaying), not self.here.on
         if install:
             self._install()
         self.here.on, self.now, self.replaying = True, now, True
@@ -311,7 +311,8 @@ class Run:
         """Attended positions that each part changed so far; `None` when every forward ran inside compiled code."""
         if not self.calls:
             return None
-        return [count if reached else 0 for count, reached in zip(self.selected, self.reached, strict=True)]
+        known = [reached or self.compiled for reached in self.reached]  # a compiled block does not say
+        return [count if reached else 0 for count, reached in zip(self.selected, known, strict=True)]
 
     @property
     def selected(self) -> list[int]:

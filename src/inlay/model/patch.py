@@ -25,10 +25,15 @@ _shadows: dict[tuple[int, str], Shadow] = {}
 class Here(threading.local):
     """Whether a run is in force in the current thread. A run's layers act in the threads that it was entered in."""
 
-    on: bool = False
+    def __init__(self) -> None:
+        self.on = False  # not a default of the class: compiled code guards only on what a thread holds itself
 
-    def __init__(self, order: int) -> None:
-        self.order = order
+
+class _Standing(threading.local):
+    """The layers that stand on one method in the current thread, in their order."""
+
+    def __init__(self) -> None:
+        self.layers: tuple[Layer, ...] = ()
 
 
 class Layer:
@@ -36,17 +41,17 @@ class Layer:
 
     Attributes:
         here: the run's own switch.
-        order: the run's place among all runs, by when it was made.
+        order: the run's place among all runs, by when it was entered.
         late: whether it acts after every layer that is not late.
         around: called as `around(call, *args, **kwargs)` in place of the method, where it is not `None`.
     """
 
     around: Callable[..., Any] | None = None
     late = False
+    order = 0
 
     def __init__(self, here: Here) -> None:
         self.here = here
-        self.order = here.order
 
     def before(self, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """The arguments that the method shall be called with."""
@@ -64,19 +69,22 @@ class Shadow:
         self.module, self.name = module, name
         self.had = name in module.__dict__
         self.original: Callable[..., Any] = getattr(module, name)
-        self.layers: tuple[Layer, ...] = ()
+        self.standing = _Standing()
+        self.users = 0
         self.function = _make(self)
 
     def add(self, layer: Layer) -> None:
         """Put a layer on; the first one sets the attribute."""
-        if not self.layers:
+        if not self.users:
             self.module.__dict__[self.name] = self.function
-        self.layers = tuple(sorted((*self.layers, layer), key=lambda one: (one.late, one.order)))
+        self.users += 1
+        self.standing.layers = tuple(sorted((*self.standing.layers, layer), key=lambda one: (one.late, one.order)))
 
     def drop(self, layer: Layer) -> None:
         """Take a layer off; the last one restores the attribute, unless the user has set it anew since."""
-        self.layers = tuple(one for one in self.layers if one is not layer)
-        if self.layers or self.module.__dict__.get(self.name) is not self.function:
+        self.standing.layers = tuple(one for one in self.standing.layers if one is not layer)
+        self.users -= 1
+        if self.users or self.module.__dict__.get(self.name) is not self.function:
             return
         if self.had:
             self.module.__dict__[self.name] = self.original
@@ -87,7 +95,7 @@ class Shadow:
 def _make(shadow: Shadow) -> Callable[..., Any]:
     @functools.wraps(shadow.original)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return _call(shadow.original, shadow.layers, args, kwargs)
+        return _call(shadow.original, shadow.standing.layers, args, kwargs)
 
     return forward
 
@@ -123,7 +131,7 @@ def lift(module: nn.Module, name: str, layer: Layer) -> None:
         key = (id(module), name)
         shadow = _shadows[key]
         shadow.drop(layer)
-        if not shadow.layers:
+        if not shadow.users:
             del _shadows[key]
 
 

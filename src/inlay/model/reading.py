@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,10 +32,33 @@ if TYPE_CHECKING:
 Loss = Callable[["Output"], Tensor]
 
 
+class _Eager:
+    """Compiled models run uncompiled while any thread is inside: the stance is one for the whole process."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside = threading.Lock(), 0
+        self.stance: Any = None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.inside:
+                self.stance = torch.compiler.set_stance("force_eager")
+            self.inside += 1
+
+    def __exit__(self, *error: Any) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.stance.__exit__(*error)
+
+
+_eager = _Eager()
+
+
 @contextmanager
 def until_stopped() -> Iterator[None]:
     """Run a forward that ends early once the last wanted Site was read; a compiled model runs uncompiled here."""
-    with torch.compiler.set_stance("force_eager"), suppress(Stop):
+    with _eager, suppress(Stop):
         yield
 
 
