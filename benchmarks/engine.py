@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,66 +53,72 @@ def main() -> None:
 def _be_host(options: argparse.Namespace) -> None:
     import report
 
-    rows, notes = _own_rows(options)
+    rows: list[Row] = []
+    notes: list[str] = []
     packages = {"inlay": report.versions()}
+
+    def keep(more: list[Row]) -> None:
+        rows.extend(more)
+        print("\n".join(report.table(more)), flush=True)
+        if options.out:  # after every section: a reading that is cut short keeps what it has
+            report.write(options.out, rows, notes, packages)
+
+    _run(_own_plans(options, notes), options, "inlay", keep)
     for peer in options.peers:
         name, _, python = peer.partition("=")
-        found = _ask(name, python, options)
-        rows += [Row.from_json(row) for row in found["rows"]]
+        found, failed = _ask(name, python, options)
         packages[name] = found["versions"]
-    print("\n".join(report.table(rows)))
+        notes += [failed] if failed else []
+        keep([Row.from_json(row) for row in found["rows"]])
     print("\n".join(notes))
-    if options.out:
-        report.write(options.out, rows, notes, packages)
 
 
-def _own_rows(options: argparse.Namespace) -> tuple[list[Row], list[str]]:
+def _own_plans(options: argparse.Namespace, notes: list[str]) -> list[Plan]:
     import compiled_decode
     import inlay_sections
     import overheads
 
-    rows, notes = [], []
-    if options.only in "import, in a fresh interpreter":
-        rows += overheads.imports(IMPORTS["inlay"], max(3, round(15 * options.rounds)))
-    rows += _measured(overheads.plans(), options, "inlay")
-    rows += _measured(inlay_sections.plans(), options, "inlay")
     if reason := compiled_decode.why_not():
         notes.append(f"GPU, compiled decode: skipped: {reason}")
-    else:
-        rows += _measured(compiled_decode.plans(), options, "inlay")
-    return rows, notes
+    gpu = [] if reason else list(compiled_decode.plans())
+    return [*overheads.plans(), *inlay_sections.plans(), *gpu]
 
 
-def _measured(plans: Iterable[Plan], options: argparse.Namespace, tool: str) -> list[Row]:
-    rows: list[Row] = []
+def _run(plans: Iterable[Plan], options: argparse.Namespace, tool: str, keep: Callable[[list[Row]], None]) -> None:
+    """Measure the sections that were asked for, and hand their rows over one section at a time."""
+    import overheads
+
+    if options.only in overheads.IMPORT:
+        keep(overheads.imports(IMPORTS[tool], max(3, round(15 * options.rounds)), tool))
     for title, build in plans:
         if options.only in title:
             print(f"{tool}: {title}", file=sys.stderr, flush=True)
-            rows += measure(build(title), tool, options.rounds)
-    return rows
+            keep(measure(build(title), tool, options.rounds))
 
 
 def _be_peer(options: argparse.Namespace) -> None:
-    import overheads
     import peer_sections
     import report
 
-    rows = []
-    if options.only in "import, in a fresh interpreter":
-        rows += overheads.imports(IMPORTS[options.peer], max(3, round(5 * options.rounds)), options.peer)
-    rows += _measured(peer_sections.plans(options.peer), options, options.peer)
-    found = {"rows": [row.as_json() for row in rows], "versions": report.versions()}
-    options.peer_out.write_text(json.dumps(found))
+    rows: list[Row] = []
+
+    def keep(more: list[Row]) -> None:
+        rows.extend(more)
+        found = {"rows": [row.as_json() for row in rows], "versions": report.versions()}
+        options.peer_out.write_text(json.dumps(found))
+
+    keep([])
+    _run(peer_sections.plans(options.peer), options, options.peer, keep)
 
 
-def _ask(name: str, python: str, options: argparse.Namespace) -> dict[str, Any]:
-    """A peer's rows, from a process of its own interpreter."""
+def _ask(name: str, python: str, options: argparse.Namespace) -> tuple[dict[str, Any], str | None]:
+    """A peer's rows, from a process of its own interpreter; and, where that broke off, a note of it."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.json"
         more = ["--only", options.only, "--rounds", str(options.rounds)]
-        subprocess.run([python, __file__, "--peer", name, "--peer-out", str(out), *more], check=True)
-        found: dict[str, Any] = json.loads(out.read_text())
-        return found
+        done = subprocess.run([python, __file__, "--peer", name, "--peer-out", str(out), *more])
+        found: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"rows": [], "versions": {}}
+        return found, f"{name}: broke off with exit code {done.returncode}" if done.returncode else None
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from statistics import median
 from interleaved import Case, Plan, Row, Section
 from random_llama import ALL, ONE, adding, hooked, llama, vectors
 
+IMPORT = "import, in a fresh interpreter"
+
 
 def plans() -> Iterator[Plan]:
     """Making, entering and leaving a context with no forward inside."""
@@ -50,6 +52,6 @@ def imports(statements: Sequence[tuple[str, float | None]], rounds: int, tool: s
             if turn:  # the first one may have to compile bytecode
                 seen.append(float(done.stdout.split()[-1]) * 1e3)
     return [
-        Row("import, in a fresh interpreter", statement, median(times[statement]), rounds, limit_ms=most, tool=tool)
+        Row(IMPORT, statement, median(times[statement]), rounds, limit_ms=most, tool=tool)
         for statement, most in statements
     ]
