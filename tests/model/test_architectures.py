@@ -163,3 +163,35 @@ def test_latent_attention_has_heads_of_two_widths_and_no_plain_projections() -> 
         m.forward(batch(6, 6), edit=inlay.Edit(name, inlay.Add(torch.ones(width))))
         with pytest.raises(SiteError, match=f"width {width + 1}, and {name[:5]}.* has width {width}"):
             m.edited(inlay.Edit(name, inlay.Add(torch.ones(width + 1))))
+
+
+HYBRID: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "recurrent_gemma": (
+        lambda: t.RecurrentGemmaConfig(
+            vocab_size=64,
+            hidden_size=WIDTH,
+            intermediate_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=HEADS,
+            lru_width=WIDTH,
+            attention_window_size=8,
+        ),
+        (2,),
+    ),
+    "minimax": (lambda: t.MiniMaxConfig(**GROUPED, head_dim=SIZE, num_local_experts=4), (0, 2)),
+}
+
+
+@pytest.mark.parametrize("family", HYBRID)
+def test_the_inside_of_attention_is_only_where_attention_is(family: str) -> None:
+    """Blocks of another mixer lie between those of attention, in the same modeling file."""
+    config, layers = HYBRID[family]
+    torch.manual_seed(0)
+    hf = t.AutoModelForCausalLM.from_config(config(), attn_implementation="eager")
+    randomize(hf)
+    m = inlay.load(hf.eval())
+    for name in ("q_rot", "k_rot", "pattern"):
+        assert tuple(m.sites().places[name]) == layers
+        assert list(m.read(batch(6, 6), f"{name}.*")) == [f"{name}.{layer}" for layer in layers]
+        with pytest.raises(SiteError, match="these layers have one"):
+            m.read(batch(6, 6), f"{name}.1")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -132,13 +131,11 @@ def _attention_sites(
             for name, one in zip("qkv", fused_parts, strict=True):
                 width = one.heads * (size or whole.width // (3 * heads))
                 yield name, replace(whole, columns=(one.columns,), heads=one.heads, width=width)
-    home = sys.modules.get(type(module).__module__)
-    if hasattr(home, "eager_attention_forward") and hasattr(home, "ALL_ATTENTION_FUNCTIONS"):
-        kv = getattr(config, "num_key_value_heads", None) or heads
-        each = getattr(module, "qk_head_dim", size)  # latent attention: wider than its values
-        yield "q_rot", Place(path, "query", headed=True, heads=heads, width=heads * each)
-        yield "k_rot", Place(path, "key", headed=True, heads=kv, width=kv * each)
-        yield "pattern", Place(path, "pattern", headed=True, heads=heads, width=-1)
+    if inside := seen[path].inside:
+        for name, side in (("q_rot", "query"), ("k_rot", "key")):
+            _, count, _, each = inside[side]
+            yield name, Place(path, side, headed=True, heads=count, width=count * each)
+        yield "pattern", Place(path, "pattern", headed=True, heads=inside["pattern"][1], width=-1)
     elif entry.dropout and (dropout := child(module, entry.dropout)):
         yield "pattern", Place(f"{path}.{dropout[0]}", "out", headed=True, heads=heads, width=-1)
 

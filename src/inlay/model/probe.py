@@ -5,14 +5,16 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from inlay.errors import InlayError, ModelError
+from inlay.model import attention
 from inlay.model.places import Place
 
 
@@ -25,6 +27,7 @@ class Seen:
     gave: Tensor | None = None
     gave_key: int | None = None
     gave_items: int = 0
+    inside: dict[str, tuple[int, ...]] = field(default_factory=dict)  # shapes of the query, key and pattern
 
 
 def probe(base: nn.Module, example: Mapping[str, Any] | Tensor | None = None) -> dict[str, Seen]:
@@ -68,7 +71,7 @@ def probe(base: nn.Module, example: Mapping[str, Any] | Tensor | None = None) ->
                 watch(path, module)
             for module, _ in modes:
                 module.training = False
-            with torch.no_grad():
+            with _attention_open(base, seen), torch.no_grad():
                 _run(base, example)
     except InlayError:
         raise
@@ -83,6 +86,27 @@ def probe(base: nn.Module, example: Mapping[str, Any] | Tensor | None = None) ->
         for module, mode in modes:
             module.training = mode
     return seen
+
+
+@contextmanager
+def _attention_open(base: nn.Module, seen: dict[str, Seen]) -> Iterator[None]:
+    """Note the shapes inside the attention function that a module calls, where it calls one."""
+    if not any(hasattr(getattr(m, "config", None), "_attn_implementation_internal") for m in base.modules()):
+        yield
+        return
+
+    def note(path: str, side: str, whole: Tensor) -> Tensor:
+        seen.setdefault(path, Seen()).inside[side] = tuple(whole.shape)
+        return whole
+
+    attention.switch_on(base)
+    try:
+        with attention.opened(), ExitStack() as stack:
+            for path, module in base.named_modules():
+                stack.enter_context(attention.watched(module, partial(note, path)))
+            yield
+    finally:
+        attention.switch_off(base)
 
 
 @contextmanager
