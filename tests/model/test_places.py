@@ -230,6 +230,14 @@ def test_a_write_to_each_site_is_the_write_coded_by_hand(family: str, name: str)
     assert_written(family, at, "last", everywhere=False)
 
 
+@pytest.mark.slow
+@every_site
+def test_a_write_to_each_site_of_every_layer_is_the_write_coded_by_hand(family: str, name: str) -> None:
+    for layer in FAMILIES[family].layers_of(name):
+        assert_written(family, (name, layer), "all")
+        assert_written(family, (name, layer), "last")
+
+
 @every_headed
 @pytest.mark.parametrize("heads", [(1,), (3, 0)], ids=str)
 def test_a_write_to_heads_is_the_write_coded_by_hand(family: str, name: str, heads: tuple[int, ...]) -> None:

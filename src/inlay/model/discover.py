@@ -29,6 +29,7 @@ def discover(base: nn.Module, family: str, config: Any, example: Mapping[str, An
     Raises:
         ModelError: no list of blocks was found.
     """
+    _lists(base)  # before a run that could only fail
     seen = probe(base, example)
     path, blocks = _blocks(base, config, seen)
     decoder = path.rpartition(".")[0]
@@ -54,16 +55,28 @@ def discover(base: nn.Module, family: str, config: Any, example: Mapping[str, An
     return found
 
 
-def _blocks(base: nn.Module, config: Any, seen: Mapping[str, Seen]) -> tuple[str, nn.ModuleList]:
-    """The list of blocks, and its path: of those that the run called, the largest of the length that is wanted."""
-    wanted = getattr(config, "num_hidden_layers", None)
-    lists = [(n, m) for n, m in base.named_modules() if isinstance(m, nn.ModuleList) and len(m) and f"{n}.0" in seen]
-    exact = [(n, m) for n, m in lists if len(m) == wanted] or lists
-    if not exact:
+def _lists(base: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    """Every list of modules that could be the blocks, with its path.
+
+    Raises:
+        ModelError: there is none.
+    """
+    lists = [(n, m) for n, m in base.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    if not lists:
         raise ModelError(
             f"{type(base).__name__} has no nn.ModuleList of blocks; give its map: "
             "inlay.load(model, sites={'resid_post': 'path.to.block.{layer}:out'})"
         )
+    return lists
+
+
+def _blocks(base: nn.Module, config: Any, seen: Mapping[str, Seen]) -> tuple[str, nn.ModuleList]:
+    """The list of blocks, and its path: of those that the run called, the largest of the length that is wanted."""
+    wanted = getattr(config, "num_hidden_layers", None)
+    called = [(n, m) for n, m in _lists(base) if f"{n}.0" in seen]
+    exact = [(n, m) for n, m in called if len(m) == wanted] or called
+    if not exact:
+        raise ModelError(f"the two-token run called no block of {type(base).__name__}; give its map: sites={{...}}")
     return max(exact, key=lambda item: sum(p.numel() for p in item[1].parameters()))
 
 
