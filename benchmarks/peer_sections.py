@@ -141,6 +141,7 @@ class TransformerLens:
         return run
 
 
+_FOLDERS: list[Any] = []
 PEERS = {"pyvene": Pyvene, "nnsight": NNsight, "transformer_lens": TransformerLens}
 
 
@@ -153,9 +154,10 @@ def _tokenizer(size: str) -> Any:
     made = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="0")), pad_token="0", bos_token="1", eos_token="2"
     )
-    with tempfile.TemporaryDirectory() as folder:
-        made.save_pretrained(folder)
-        return AutoTokenizer.from_pretrained(folder)
+    folder = tempfile.TemporaryDirectory()
+    _FOLDERS.append(folder)  # TransformerLens loads it a second time
+    made.save_pretrained(folder.name)
+    return AutoTokenizer.from_pretrained(folder.name)
 
 
 def _close(found: Tensor, wanted: Tensor, what: str) -> None:

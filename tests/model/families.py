@@ -470,6 +470,11 @@ FAMILIES: dict[str, Family] = {
     ),
     "smollm3": Family(lambda: t.SmolLM3Config(**GROUPED, no_rope_layer_interval=2), llama()),
     "starcoder2": Family(lambda: t.Starcoder2Config(**GROUPED, sliding_window=4), llama(down="c_proj")),
+    "glm4": Family(
+        lambda: t.Glm4Config(**GROUPED, head_dim=WIDTH // HEADS, rope_parameters=HALF_ROTARY),
+        llama(attn_out="post_self_attn_layernorm:out", mlp_out="post_mlp_layernorm:out"),
+    ),
+    "apertus": Family(lambda: t.ApertusConfig(**GROUPED), llama(resid_mid="feedforward_layernorm:in")),
 }
 
 

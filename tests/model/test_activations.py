@@ -14,6 +14,7 @@ from torch import Tensor
 from inlay import Activations
 from inlay.errors import SiteError
 from inlay.model.activations import merge
+from inlay.model.sites import Site
 
 
 def ragged(lengths: list[int], width: int = 3, sites: tuple[str, ...] = ("b.1", "a.0")) -> Activations:
@@ -43,6 +44,28 @@ def test_it_is_a_mapping() -> None:
     assert acts.get("c.2") is None
     with pytest.raises(SiteError, match=r"'c\.2' was not read; these were: b\.1, a\.0"):
         acts["c.2"]
+
+
+def test_a_site_is_found_however_it_was_spelled(tmp_path: Path) -> None:
+    tensors = {"resid_post.2": torch.randn(4, 3), "k.0.h[1,2]": torch.randn(4, 2, 3), "z.1.h0": torch.randn(4, 3)}
+    whole = Activations(tensors, None, {site: -t for site, t in tensors.items()}, layers=3)
+    rows = torch.arange(4)
+    merged = merge([(rows[2:], whole.pick([2, 3])), (rows[:2], whole.pick([0, 1]))])
+    for acts in (whole, merged, Activations.load(whole.save(tmp_path))):
+        assert acts.gradients is not None
+        for site, name in [
+            ("resid_post.-1", "resid_post.2"),
+            (Site("resid_post", 2), "resid_post.2"),
+            ("k.-3.h[ 1, 2 ]", "k.0.h[1,2]"),
+            ("z.1.h[0]", "z.1.h0"),
+        ]:
+            assert site in acts and torch.equal(acts[site], tensors[name])
+            assert torch.equal(acts.get(site), tensors[name]) and torch.equal(acts.gradients[site], -tensors[name])
+        for site in ("resid_post.-2", "resid_post.-4", "resid_post", "k.0", 3):
+            assert site not in acts and acts.get(site) is None  # type: ignore[arg-type]
+        with pytest.raises(SiteError, match=r"'resid_post\.-2' was not read; these were: resid_post\.2"):
+            acts["resid_post.-2"]
+    assert "resid_post.-1" not in Activations(tensors)  # of no known model
 
 
 def test_rows_are_each_rows_own_positions() -> None:

@@ -110,6 +110,8 @@ def test_a_dispatched_model_equals_the_same_model_undispatched(how: str, when: s
     )
     states = model.states(PROMPTS, "resid_post.0")
     assert torch.equal(model.resume(states).logits, twin.forward(PROMPTS).logits)
+    on_disk = model.read(PROMPTS, "resid_post.-1", out=tmp_path / "acts")
+    assert torch.equal(on_disk["resid_post.-1"], twin.read(PROMPTS, "resid_post.-1")["resid_post.-1"])
     record.check(offloaded)
     if not offloaded:
         remove_hook_from_submodules(hf)

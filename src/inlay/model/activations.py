@@ -11,10 +11,11 @@ from torch import Tensor
 
 from inlay.errors import FolderError, SiteError
 from inlay.model import shards
+from inlay.model.sites import Site
 
 
 class Activations(Mapping[str, Tensor]):
-    """Activations of n rows, by Site name.
+    """Activations of n rows, by Site: `acts["resid_post.3"]`, or as it was asked for, `acts["resid_post.-1"]`.
 
     A tensor is [n, width] where every row gave exactly one position, else [n, k, width] with zeros behind a row's own
     positions, and `mask` says which are real. Sites that are made of heads have [heads, head width] in place of width;
@@ -23,6 +24,7 @@ class Activations(Mapping[str, Tensor]):
     Attributes:
         mask: bool [n, k], which positions are real; `None` where every row gave one.
         gradients: gradients of the loss by Site, of the same shapes, where they were asked for.
+        layers: the model's number of blocks, which negative layers count back from; 0 where that is not known.
     """
 
     def __init__(
@@ -30,22 +32,38 @@ class Activations(Mapping[str, Tensor]):
         tensors: Mapping[str, Tensor],
         mask: Tensor | None = None,
         gradients: Mapping[str, Tensor] | None = None,
+        layers: int = 0,
     ) -> None:
         self._tensors = tensors
         self.mask = mask
-        self.gradients = gradients
+        self.gradients = None if gradients is None else Activations(gradients, mask, layers=layers)
+        self.layers = layers
 
-    def __getitem__(self, site: str) -> Tensor:
-        if site not in self._tensors:
-            raise SiteError(f"{site!r} was not read; these were: {', '.join(self._tensors)}")
-        return self._tensors[site]
+    def _name(self, site: object) -> str | None:
+        """What a Site is called here, however it was spelled; `None` where it was not read."""
+        if isinstance(site, str) and site in self._tensors:
+            return site
+        try:
+            found = Site.parse(site)  # type: ignore[arg-type]
+        except SiteError:
+            return None
+        if found.layer is not None and -self.layers <= found.layer < 0:
+            found = found.at(found.layer + self.layers)
+        return str(found) if str(found) in self._tensors else None
 
-    def get(self, site: str, default: Any = None) -> Any:
+    def __getitem__(self, site: str | Site) -> Tensor:
+        name = self._name(site)
+        if name is None:
+            raise SiteError(f"{str(site)!r} was not read; these were: {', '.join(self._tensors)}")
+        return self._tensors[name]
+
+    def get(self, site: str | Site, default: Any = None) -> Any:
         """The tensor of a Site, or `default` where it was not read."""
-        return self._tensors.get(site, default)
+        name = self._name(site)
+        return default if name is None else self._tensors[name]
 
     def __contains__(self, site: object) -> bool:
-        return site in self._tensors
+        return self._name(site) is not None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -58,9 +76,9 @@ class Activations(Mapping[str, Tensor]):
         index = list(rows)
         gradients = None if self.gradients is None else {name: t[index] for name, t in self.gradients.items()}
         mask = None if self.mask is None else self.mask[index]
-        return Activations({name: t[index] for name, t in self.items()}, mask, gradients)
+        return Activations({name: t[index] for name, t in self.items()}, mask, gradients, self.layers)
 
-    def rows(self, site: str) -> list[Tensor]:
+    def rows(self, site: str | Site) -> list[Tensor]:
         """Each row's own positions at a Site, as a list of [k_i, width]."""
         values = self[site]
         if self.mask is None:
@@ -86,7 +104,8 @@ class Activations(Mapping[str, Tensor]):
         shards.make_folder(folder)
         count = len(next(iter(self.values())))
         shards.write(folder, 0, torch.arange(count), self._tensors, self.mask, self.gradients)
-        shards.write_manifest(folder, {"shards": 1, "rows": count, "sites": list(self), "complete": True})
+        facts = {"shards": 1, "rows": count, "sites": list(self), "layers": self.layers}
+        shards.write_manifest(folder, {**facts, "complete": True})
         return folder
 
     @classmethod
@@ -107,7 +126,7 @@ class Activations(Mapping[str, Tensor]):
             raise FolderError(
                 f"the read into {folder} has not finished; run it again with the same arguments and it goes on"
             )
-        return cls(*shards.opened(folder, manifest))
+        return cls(*shards.opened(folder, manifest), manifest["layers"])
 
     def __repr__(self) -> str:
         first = next(iter(self._tensors.values()))
@@ -127,4 +146,4 @@ def merge(pieces: list[tuple[Tensor, Activations]]) -> Activations:
             site: shards.join([a.gradients[site] for a in every if a.gradients])[order] for site in every[0].gradients
         }
     mask = None if every[0].mask is None else shards.join([a.mask for a in every if a.mask is not None])[order]
-    return Activations(tensors, mask, gradients)
+    return Activations(tensors, mask, gradients, every[0].layers)

@@ -22,7 +22,7 @@ UP = ("fc1",)
 ROUTER = ("gate", "router")
 BEFORE_OUT = ("attn_sub_norm",)
 BEFORE_DOWN = ("ffn_sub_norm",)
-POST_ATTENTION = ("post_attention_layernorm", "post_attention_norm")
+POST_ATTENTION = ("post_self_attn_layernorm", "post_attention_layernorm", "post_attention_norm")
 POST_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
 BEFORE_MLP = (
     "pre_feedforward_layernorm",
@@ -31,8 +31,9 @@ BEFORE_MLP = (
     "final_layer_norm",
     "norm_2",
     "ffn_norm",
+    "feedforward_layernorm",
 )
-FINAL_NORM = ("norm", "final_layer_norm", "ln_f", "final_layernorm", "norm_f", "final_norm")
+FINAL_NORM = ("norm", "final_layer_norm", "ln_f", "final_layernorm", "norm_f", "final_norm", "layer_norm")
 HEAD = ("lm_head", "embed_out", "head", "output")
 
 Layout = Callable[[Any, int, int], "tuple[Fused, Fused, Fused]"]

@@ -127,10 +127,13 @@ def _run(base: nn.Module, example: Mapping[str, Any] | Tensor | None) -> None:
     if isinstance(example, Mapping):
         base(**example)
         return
+    more: dict[str, Any] = {"use_cache": False} if takes(base, "use_cache") else {}
     if example is None:
         device = next((p.device for p in base.parameters() if p.device.type != "meta"), torch.device("cpu"))
         example = torch.tensor([[0, 1]], device=device)
-    base(example, **({"use_cache": False} if takes(base, "use_cache") else {}))
+        if "attention_mask" in inspect.signature(base.forward).parameters:
+            more["attention_mask"] = torch.ones_like(example)  # without it some warn that id 0 is padding
+    base(example, **more)
 
 
 def takes(base: nn.Module, name: str) -> bool:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +16,7 @@ from inlay.model import shards as disk
 from inlay.model.activations import Activations, merge
 from inlay.model.at_site import gathered
 from inlay.model.engine import Run
+from inlay.model.fingerprint import fingerprint
 from inlay.model.inputs import Row, pad, plan_batches
 from inlay.model.passes import Stop, Tally, Want
 from inlay.model.plan import place_of
@@ -135,8 +133,9 @@ def read(
                 advance(len(batch))
             tally.check(parts)
             return merge(pieces)
-        config = _fingerprint(model, data, wants, parts, rows, strength, grads, dtype, shard_rows, batch_tokens)
-        return _to_disk(Path(out), batches, one, config, [str(want.site) for want in wants], shard_rows, advance)
+        config = fingerprint(model, data, wants, parts, rows, strength, grads, dtype, shard_rows, batch_tokens)
+        facts = {"config": config, "sites": [str(want.site) for want in wants], "layers": model.layers}
+        return _to_disk(Path(out), batches, one, facts, shard_rows, advance)
 
 
 def _check_count(count: int, **per_row: Any) -> None:
@@ -200,7 +199,7 @@ def _with_gradients(run: Run, loss: Tensor) -> Activations:
         h = place.get(torch.zeros_like(whole) if gradient is None else gradient, run.last.frame.rows)
         picked = gathered(run, index, h, run.last)
         gradients[str(want.site)] = _shaped(run, want, picked, acts.mask)
-    return Activations({n: t.detach() for n, t in acts.items()}, acts.mask, gradients)
+    return Activations({n: t.detach() for n, t in acts.items()}, acts.mask, gradients, acts.layers)
 
 
 def collect(run: Run) -> Activations | None:
@@ -221,7 +220,7 @@ def collect(run: Run) -> Activations | None:
     tensors = {
         str(w.site): _shaped(run, w, taken[-1].values, mask) for w, taken in zip(run.wants, run.taken, strict=True)
     }
-    return Activations(tensors, mask)
+    return Activations(tensors, mask, layers=run.sites.layers)
 
 
 def _shaped(run: Run, want: Want, values: Tensor, mask: Tensor | None) -> Tensor:
@@ -252,15 +251,15 @@ def _moved(acts: Activations, device: Any, dtype: torch.dtype | None) -> Activat
         return {name: t.to(device=device, dtype=dtype or t.dtype) for name, t in tensors.items()}
 
     mask = None if acts.mask is None else acts.mask.to(device)
-    return Activations(move(acts), mask, None if acts.gradients is None else move(acts.gradients))
+    gradients = None if acts.gradients is None else move(acts.gradients)
+    return Activations(move(acts), mask, gradients, acts.layers)
 
 
 def _to_disk(
     folder: Path,
     batches: list[list[int]],
     one: Callable[[list[int]], tuple[Tensor, Activations]],
-    config: str,
-    sites: list[str],
+    facts: dict[str, Any],
     shard_rows: int,
     advance: Callable[[int], None],
 ) -> Activations:
@@ -269,11 +268,11 @@ def _to_disk(
     manifest = disk.read_manifest(folder)
     if manifest is None and any(folder.glob("shard-*.safetensors")):
         raise FolderError(f"{folder} holds shards and no manifest.json: give another folder, or delete this one")
-    if manifest is not None and manifest.get("config") != config:
+    if manifest is not None and manifest.get("config") != facts["config"]:
         raise ResumeError(
             f"{folder} holds a read of other prompts, Sites, Edit or model; give another folder, or delete this one"
         )
-    facts = {"config": config, "shards": len(shards), "rows": sum(map(len, batches)), "sites": sites}
+    facts = {**facts, "shards": len(shards), "rows": sum(map(len, batches))}
     disk.write_manifest(folder, {**facts, "complete": False})
     for index, shard in enumerate(shards):
         if disk.path_of(folder, index).exists():
@@ -298,56 +297,6 @@ def _group(batches: list[list[int]], shard_rows: int) -> list[list[list[int]]]:
         else:
             shards.append([batch])
     return shards
-
-
-def _fingerprint(model: Model, data: Sequence[Row], wants: list[Want], parts: Sequence[Any], *rest: Any) -> str:
-    said = hashlib.sha256()
-
-    def say(value: Any) -> None:
-        said.update(_said(value))
-
-    say(json.dumps([model.identity(), [(r.ids, r.prompt) for r in data]], sort_keys=True))
-    for parameter in model.base.parameters():
-        flat = parameter.detach().flatten()
-        say(flat[:: max(1, len(flat) // 16)].float())  # other weights of the same shape are another model
-    for want in wants:
-        say((str(want.site), want.before))
-        say(want.tokens)
-    for part in parts:
-        say((str(part.site), part.strength, part.intervention.kind))
-        say(part.tokens)
-        say(getattr(part.intervention, "f", None))
-        for source in part.intervention.sources():
-            for values, real in source.activations(model, [source.asks(model, part.site, part.tokens)]):
-                say(values)
-                say(real)
-        for name, tensor in sorted(part.intervention.state().items()):
-            say(name)
-            say(tensor)
-    for one in rest:
-        say(one)
-    return said.hexdigest()
-
-
-def _said(value: Any) -> bytes:
-    """Bytes that are the same for the same value, also in another process."""
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().contiguous()
-        raw: bytes = value.reshape(-1).view(torch.uint8).numpy().tobytes()
-        return repr((value.dtype, value.shape)).encode() + raw
-    if isinstance(value, Tokens):
-        return b"".join(_said(c.tensor if isinstance(c, Given) else repr(c)) for c in value.clauses)
-    if isinstance(value, torch.nn.Module):
-        return f"{type(value).__module__}:{type(value).__qualname__}".encode()
-    code = getattr(value, "__code__", None)
-    if code is not None:
-        return f"{value.__module__}:{value.__qualname__} {_lines(code)}".encode()
-    return repr(value).encode()
-
-
-def _lines(code: CodeType) -> str:
-    consts = [_lines(const) if isinstance(const, CodeType) else repr(const) for const in code.co_consts]
-    return f"{code.co_code!r} {code.co_names} {consts}"
 
 
 @contextmanager

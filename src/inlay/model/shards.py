@@ -169,7 +169,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise FolderError(f"{path} is damaged: {error}") from error
-    for key, kind in (("shards", int), ("rows", int), ("sites", list), ("complete", bool)):
+    for key, kind in (("shards", int), ("rows", int), ("sites", list), ("layers", int), ("complete", bool)):
         if not isinstance(manifest, dict) or not isinstance(manifest.get(key), kind):
             raise FolderError(f"{path} is damaged: it does not say {key!r}; delete the folder and read again")
     return dict(manifest)

@@ -1,0 +1,81 @@
+"""What a streamed read is of: a hash of its model, prompts, Sites, Edit and options, the same in any process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from types import CodeType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from inlay.model.inputs import Row
+from inlay.model.passes import Want
+from inlay.model.tokens import Given, Tokens
+
+if TYPE_CHECKING:
+    from inlay.model.model import Model
+
+
+def fingerprint(model: Model, data: Sequence[Row], wants: list[Want], parts: Sequence[Any], *rest: Any) -> str:
+    """SHA-256, in hex, of everything that decides what a read gives.
+
+    Args:
+        model: its identity and a sample of every parameter in memory count.
+        data: the rows.
+        wants: the Sites and tokens.
+        parts: the Edit, with the values of its sources.
+        *rest: further options.
+    """
+    said = hashlib.sha256()
+
+    def say(value: Any) -> None:
+        said.update(_said(value))
+
+    say(json.dumps([model.identity(), [(r.ids, r.prompt) for r in data]], sort_keys=True))
+    for parameter in model.base.parameters():
+        flat = parameter.detach().flatten()
+        if flat.is_meta:  # offloaded
+            say(parameter.shape)
+        else:
+            say(flat[:: max(1, len(flat) // 16)].float())  # other weights of the same shape are another model
+    for want in wants:
+        say((str(want.site), want.before))
+        say(want.tokens)
+    for part in parts:
+        say((str(part.site), part.strength, part.intervention.kind))
+        say(part.tokens)
+        say(getattr(part.intervention, "f", None))
+        for source in part.intervention.sources():
+            for values, real in source.activations(model, [source.asks(model, part.site, part.tokens)]):
+                say(values)
+                say(real)
+        for name, tensor in sorted(part.intervention.state().items()):
+            say(name)
+            say(tensor)
+    for one in rest:
+        say(one)
+    return said.hexdigest()
+
+
+def _said(value: Any) -> bytes:
+    """Bytes that are the same for the same value, also in another process."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().contiguous()
+        raw: bytes = value.reshape(-1).view(torch.uint8).numpy().tobytes()
+        return repr((value.dtype, value.shape)).encode() + raw
+    if isinstance(value, Tokens):
+        return b"".join(_said(c.tensor if isinstance(c, Given) else repr(c)) for c in value.clauses)
+    if isinstance(value, torch.nn.Module):
+        return f"{type(value).__module__}:{type(value).__qualname__}".encode()
+    code = getattr(value, "__code__", None)
+    if code is not None:
+        return f"{value.__module__}:{value.__qualname__} {_lines(code)}".encode()
+    return repr(value).encode()
+
+
+def _lines(code: CodeType) -> str:
+    consts = [_lines(const) if isinstance(const, CodeType) else repr(const) for const in code.co_consts]
+    return f"{code.co_code!r} {code.co_names} {consts}"
