@@ -12,6 +12,7 @@ from inlay import errors
 from inlay._version import __version__
 
 if TYPE_CHECKING:
+    from inlay import world
     from inlay.interventions import (
         Ablate,
         Add,
@@ -51,6 +52,7 @@ _HOMES = {
         "Zero",
     ),
 }
+_ROOMS = ("world",)
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -77,10 +79,13 @@ __all__ = [
     "errors",
     "load",
     "span",
+    "world",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"inlay.{name}")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'inlay' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME_OF[name]), name)

@@ -39,5 +39,9 @@ class ResumeError(FolderError):
     """A job was resumed in a folder that another configuration wrote."""
 
 
+class WorldError(InlayError):
+    """A world's files, or what is asked of a world, are not what they should be."""
+
+
 class ExtraError(InlayError, ImportError):
     """A feature needs an optional dependency. The message says which extra installs it."""

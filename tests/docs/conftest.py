@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,15 +41,20 @@ def tiny_qwen() -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tiny_qwen: tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]) -> None:
-    """Loading by `NAME` gives the tiny model, anew each time; any other name fails."""
+    """Loading by `NAME` gives the tiny model, anew each time; a folder is loaded; any other name fails."""
     model, tokenizer = tiny_qwen
+    real_model, real_tokenizer = AutoModelForCausalLM.from_pretrained, AutoTokenizer.from_pretrained
 
     def model_of(name: str, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        if Path(name).is_dir():  # what ships with inlay
+            return real_model(name, output_loading_info=output_loading_info, **kwargs)
         assert name == NAME
         made = copy.deepcopy(model)
         return (made, {"missing_keys": set()}) if output_loading_info else made
 
     def tokenizer_of(name: str, **kwargs: Any) -> PreTrainedTokenizerFast:
+        if Path(name).is_dir():
+            return real_tokenizer(name, **kwargs)
         assert name == NAME
         return copy.deepcopy(tokenizer)
 

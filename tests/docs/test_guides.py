@@ -63,6 +63,11 @@ def custom_models(names: dict[str, Any]) -> None:
     assert names["out"].touched == [5, 5, 5, 2]
 
 
+def world(names: dict[str, Any]) -> None:
+    assert names["line"].truth["harm"] and names["line"].truth["refuse"]
+    assert names["scores"]["concept"].mean > 1 and len(names["prompts"]) == 10
+
+
 CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "sites": sites,
     "tokens": tokens,
@@ -72,6 +77,7 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "training-and-compile": training_and_compile,
     "custom-models": custom_models,
     "quickstart": lambda names: None,
+    "world": world,
 }
 
 

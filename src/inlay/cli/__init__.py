@@ -10,11 +10,13 @@ from inlay._version import __version__
 from inlay.cli.generate import generate
 from inlay.cli.read import read
 from inlay.cli.sites import sites
+from inlay.cli.world import app as world
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_show_locals=False)
 app.command()(sites)
 app.command()(read)
 app.command()(generate)
+app.add_typer(world, name="world")
 
 
 def _version(wanted: bool) -> None:

@@ -13,6 +13,8 @@ from torch import nn
 from inlay.errors import ModelError
 from inlay.model.model import Model
 
+_BUNDLED = Path(__file__).parents[1] / "world" / "models"
+
 
 def load(
     model: str | Path | nn.Module,
@@ -32,7 +34,8 @@ def load(
     were. One loaded by name is in eval mode with frozen weights. Weights are read from safetensors only.
 
     Args:
-        model: a hub id, a folder, or a module (Hugging Face, `peft`-wrapped, compiled, or any with a list of blocks).
+        model: `"tidepool"` or `"tidepool-guard"`, which ship with inlay; a hub id, a folder, or a module (Hugging Face,
+            `peft`-wrapped, compiled, or any with a list of blocks).
         tokenizer: a tokenizer, or the name of one; by default the one beside the model.
         dtype: `"auto"` for the checkpoint's own, or a torch dtype.
         device_map: as in `from_pretrained`.
@@ -48,16 +51,18 @@ def load(
             raise ModelError("a module that is already loaded takes no loading arguments; load it by name to use them")
         found = _tokenizer(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
         return Model(model, found, sites=sites, example=example, chat=chat)
-    name = str(model)
+    name = where = str(model)
     if Path(name).expanduser().is_dir():
-        name = str(Path(name).expanduser())
+        name = where = str(Path(name).expanduser())
+    elif (_BUNDLED / name / "config.json").is_file():
+        where = str(_BUNDLED / name)
     if not kwargs.pop("use_safetensors", True):
         raise ModelError("weights are read from safetensors only: convert the checkpoint with save_pretrained")
-    hf = _causal(name, dtype, device_map, quantization_config, kwargs)
+    hf = _causal(where, dtype, device_map, quantization_config, kwargs)
     hf.requires_grad_(False)
     found = tokenizer
     if tokenizer is None or isinstance(tokenizer, (str, Path)):
-        found = _tokenizer(tokenizer or name, kwargs.get("revision"), required=tokenizer is not None)
+        found = _tokenizer(tokenizer or where, kwargs.get("revision"), required=tokenizer is not None)
     return Model(hf, found, name=name, sites=sites, example=example, chat=chat)
 
 
