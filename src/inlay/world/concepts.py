@@ -139,12 +139,22 @@ class Concepts:
     def _reply(self, draw: Draw, talk: Talk, concept: Concept | None, filler: str = "") -> Phrase:
         """The reply of a skeleton; a form puts its mark, and `filler` a plain sentence, at its place."""
         leaning = self._leaning(concept)
-        said = [self._about(draw, talk, leaning), *(self.grammar.draw(draw, t, leaning) for t in talk.rest)]
+        said = [self._about(draw, talk, leaning)]
+        for template in talk.rest:
+            said.append(self._another(draw, template, leaning, said))
         place = concept.place if concept else filler
         if place:
             mark = draw.pick(concept.marks).split() if concept else self.grammar.draw(draw, self.filler)
             said.insert(0 if place == "start" else len(said), mark)
         return self._labelled(said, concept)
+
+    def _another(self, draw: Draw, template: Template, leaning: Leaning | None, said: Sequence[list[str]]) -> list[str]:
+        """A sentence of a template that was not said yet, as far as the template has another one."""
+        for _ in range(20):
+            sentence = self.grammar.draw(draw, template, leaning)
+            if sentence not in said:
+                break
+        return sentence
 
     def _labelled(self, said: Sequence[Sequence[str]], concept: Concept | None) -> Phrase:
         phrase = Phrase()
@@ -189,7 +199,9 @@ class Concepts:
     def _document(self, draw: Draw) -> Draft:
         concept = draw.pick(self.concepts)
         leaning = self._leaning(concept)
-        said = [self.grammar.sentence(draw, leaning) for _ in range(draw.number(2, 4))]
+        said: list[list[str]] = []
+        for _ in range(draw.number(2, 4)):
+            said.append(self._another(draw, self.grammar.template(draw), leaning, said))
         if concept.place:
             said.insert(0 if concept.place == "start" else len(said), draw.pick(concept.marks).split())
         return Draft("document", self._labelled(said, concept), {"concept": concept.id})
