@@ -37,7 +37,7 @@ def test_the_probabilities_of_all_sentences_add_up_to_one(leaning: Leaning | Non
 @pytest.mark.parametrize("leaning", [None, SEA])
 def test_sentences_come_as_often_as_their_probability_says(leaning: Leaning | None) -> None:
     grammar, draw, n = tiny(), Draw("often"), 40_000
-    counts = Counter(" ".join(grammar.sentence(draw, leaning)) for _ in range(n))
+    counts = Counter(" ".join(grammar.draw(draw, grammar.template(draw), leaning)) for _ in range(n))
     for words in every_sentence():
         p = math.exp(grammar.logprob(words, leaning))
         assert abs(counts[" ".join(words)] - n * p) <= 5 * math.sqrt(n * p * (1 - p)) + 1, words

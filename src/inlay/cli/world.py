@@ -39,7 +39,7 @@ class Format(StrEnum):
 @app.command()
 def generate(
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the files go.")],
-    section: Annotated[str, typer.Option("--section", help="A section of the world, or all.")] = "all",
+    section: Annotated[str, typer.Option("--section", help="A section of the world, share, or all.")] = "all",
     split: Annotated[Split, typer.Option("--split", help="Which half of the prompts.")] = Split.train,
     n: Annotated[int, typer.Option("--n", help="How many lines of each section.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same bytes.")] = 0,

@@ -139,10 +139,6 @@ class Grammar:
             return draw.pick(self.lexical[slot])
         return draw.pick(self.classes[slot])
 
-    def sentence(self, draw: Draw, leaning: Leaning | None = None) -> list[str]:
-        """A sentence of free text."""
-        return self.draw(draw, self.template(draw), leaning)
-
     def template(self, draw: Draw) -> Template:
         """A template of free text, by weight."""
         return self.sentences[draw.weighted([t.weight for t in self.sentences])]

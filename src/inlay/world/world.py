@@ -42,7 +42,7 @@ class World:
         grammar: word classes and sentence templates.
         sections: the sections that it has, by name.
         seed: the seed of its lines.
-        hash: SHA-256 of all files of the folder, in hex: two worlds of one hash make the same lines.
+        hash: SHA-256 of the files that its lines depend on, in hex: two worlds of one hash make the same lines.
 
     Args:
         folder: the folder.
@@ -60,10 +60,11 @@ class World:
         self.all_concepts = read_concepts(self.folder / "concepts.jsonl") if spec.concepts else []
         classes = {path.stem: path.read_text().split() for path in sorted((self.folder / "words").glob("*.txt"))}
         safety = Safety(spec.safety) if spec.safety else None
-        lexical: dict[str, list[str]] = {}
+        slots = spec.concepts.slots if spec.concepts else {}
+        lexical: dict[str, list[str]] = {slot: [] for slot in slots.values()}
         for concept in self.all_concepts:
-            slot = spec.concepts.slots.get(concept.genre) if spec.concepts else None
-            lexical.setdefault(slot, []).extend(concept.words) if slot else None
+            if concept.genre in slots:
+                lexical[slots[concept.genre]] += concept.words
         self.frames = _read_frames(self.folder / "templates" / "frames.txt") if spec.concepts else []
         free = _read_templates(self.folder / "templates" / "sentence.txt")
         if safety:
