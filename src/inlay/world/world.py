@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
 from inlay.errors import WorldError
 from inlay.world.circuits import Circuits
 from inlay.world.concept import Concept, read_concepts
-from inlay.world.concepts import Concepts, Frame
+from inlay.world.concepts import Concepts
 from inlay.world.draw import Draw
 from inlay.world.facts import Facts
-from inlay.world.grammar import Grammar, Template, sentences
+from inlay.world.folder import hash_of, read_frames, read_spec, read_templates, texts
+from inlay.world.grammar import Grammar, sentences
 from inlay.world.instructions import Instructions
 from inlay.world.judge import concept_score, fluency_score
 from inlay.world.line import SPECIALS, Draft, Line
 from inlay.world.safety import Safety
 from inlay.world.scores import WorldJudge
 from inlay.world.share import Corpus, read_share
-from inlay.world.spec import WorldSpec
 
 SPLITS = ("train", "test")
 # What the sections say in words of their own, whatever the world.
@@ -54,8 +50,8 @@ class World:
 
     def __init__(self, folder: str | Path, seed: int = 0) -> None:
         self.folder, self.seed = Path(folder), seed
-        self.spec = _read_spec(self.folder / "world.yaml")
-        self.hash = _hash(self.folder)
+        self.spec = read_spec(self.folder / "world.yaml")
+        self.hash = hash_of(self.folder)
         spec = self.spec
         self.all_concepts = read_concepts(self.folder / "concepts.jsonl") if spec.concepts else []
         classes = {path.stem: path.read_text().split() for path in sorted((self.folder / "words").glob("*.txt"))}
@@ -65,8 +61,8 @@ class World:
         for concept in self.all_concepts:
             if concept.genre in slots:
                 lexical[slots[concept.genre]] += concept.words
-        self.frames = _read_frames(self.folder / "templates" / "frames.txt") if spec.concepts else []
-        free = _read_templates(self.folder / "templates" / "sentence.txt")
+        self.frames = read_frames(self.folder / "templates" / "frames.txt") if spec.concepts else []
+        free = read_templates(self.folder / "templates" / "sentence.txt")
         if safety:
             classes |= safety.classes
         self.grammar = Grammar(classes, lexical, free, self._literals(), spec.stray)
@@ -101,7 +97,7 @@ class World:
         for concept in self.all_concepts:
             found |= set(concept.description.split()) | {w for mark in concept.marks for w in mark.split()}
         spec = self.spec
-        found |= _texts(spec.model_dump(exclude={"version", "unseen"}))
+        found |= texts(spec.model_dump(exclude={"version", "unseen"}))
         named = [
             spec.safety and spec.safety.families,
             spec.facts and spec.facts.relations,
@@ -302,66 +298,6 @@ class World:
 
     def __repr__(self) -> str:
         return f"World({self.spec.version}, {len(self.vocabulary)} tokens, {', '.join(self.sections)})"
-
-
-def _texts(value: Any) -> set[str]:
-    """The words of every text in a nested value, without the slots."""
-    if isinstance(value, str):
-        return {word for word in value.split() if not word.startswith("{")}
-    if isinstance(value, Mapping):
-        return set().union(*(_texts(v) for v in value.values()))
-    if isinstance(value, (list, tuple)):
-        return set().union(*(_texts(v) for v in value)) if value else set()
-    return set()
-
-
-def _hash(folder: Path) -> str:
-    """Of every file that a model's lines depend on."""
-    said = hashlib.sha256()
-    files = [
-        *folder.glob("words/*.txt"),
-        *folder.glob("templates/*.txt"),
-        folder / "concepts.jsonl",
-        folder / "world.yaml",
-    ]
-    for path in sorted(path for path in files if path.is_file()):
-        said.update(f"{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
-    return said.hexdigest()
-
-
-def _read_spec(path: Path) -> WorldSpec:
-    if not path.exists():
-        raise WorldError(f"{path.parent} holds no world: it has no world.yaml")
-    try:
-        return WorldSpec.model_validate(yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, ValidationError) as error:
-        raise WorldError(f"{path}: {error}") from error
-
-
-def _rows(path: Path, columns: int) -> Iterator[list[str]]:
-    if not path.exists():
-        raise WorldError(f"{path} is missing")
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        row = line.split("\t")
-        if len(row) != columns:
-            raise WorldError(f"{path}, line {number}: {len(row)} columns between tabs, and {columns} are wanted")
-        yield row
-
-
-def _read_templates(path: Path) -> list[Template]:
-    found = []
-    for weight, text in _rows(path, 2):
-        try:
-            found.append(Template.parse(text, float(weight)))
-        except ValueError as error:
-            raise WorldError(f"{path}: the weight {weight!r} is no number") from error
-    return found
-
-
-def _read_frames(path: Path) -> list[Frame]:
-    return [Frame(name, Template.parse(ask), Template.parse(first)) for name, ask, first in _rows(path, 3)]
 
 
 def _check_words(world: World) -> None:
