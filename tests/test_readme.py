@@ -22,7 +22,7 @@ def test_the_first_ten_lines(tmp_path: Path) -> None:
     assert len(lines) <= 10
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "Activations(resid_post.0" in done.stdout
+    assert "Activations(resid_post.0" in done.stdout and "behind the whisk" in done.stdout
 
 
 def test_every_block(hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,22 @@ def test_what_is_not_there_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(WorldError, match="has no section 'weather'"):
         export(W, tmp_path / "out", "weather", 5, "train")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_fails_on_the_way_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(WorldError, match="there is no kind 'poem'"):
+        export(W, tmp_path / "out", "all", 5, "train", "poem")
+    assert not (tmp_path / "out").exists()
+    stream = W.lines("facts", 3)
+
+    def full(*_: object) -> Iterator[object]:
+        yield next(stream)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(W, "lines", full)
+    with pytest.raises(FolderError, match="No space left"):
+        export(W, tmp_path / "out", "facts", 3, "train")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tests.world import hand
 
@@ -101,6 +102,26 @@ def test_a_training_killed_while_it_writes_keeps_its_last_checkpoint(mine: World
     again = Training(mine, config())
     again.load(tmp_path)
     assert again.step == 5
+
+
+def test_a_damaged_checkpoint_is_named_and_a_full_disk_keeps_the_old_one(
+    mine: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(mine, config())
+    training.save(tmp_path)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("inlay.world.training.save_file", full)
+        with pytest.raises(FolderError, match="No space left"):
+            training.save(tmp_path)
+    Training(mine, config()).load(tmp_path)
+    path = tmp_path / "checkpoint" / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(FolderError, match="holds no checkpoint to go on from"):
+        Training(mine, config()).load(tmp_path)
 
 
 def test_a_model_is_written_to_be_loaded(mine: World, tmp_path: Path) -> None:

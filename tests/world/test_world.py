@@ -187,6 +187,12 @@ def test_a_folder_without_a_world(tmp_path: Path) -> None:
     (tmp_path / "w" / "templates" / "sentence.txt").unlink()
     with pytest.raises(WorldError, match=r"sentence\.txt is missing"):
         world.load(tmp_path / "w")
+    (tmp_path / "w" / "concepts.jsonl").unlink()
+    with pytest.raises(WorldError, match=r"concepts\.jsonl is missing"):
+        world.load(tmp_path / "w")
+    folder = hand.write(tmp_path / "v", words={k: v for k, v in hand.WORDS.items() if k != "SUBJ"}, frames="")
+    with pytest.raises(WorldError, match="there is no word class 'SUBJ'; there are: A, ADV"):
+        world.load(folder)
 
 
 def test_a_window_that_sees_the_verb_from_the_prompts_end(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ class Circuits:
 
     def __init__(self, spec: CircuitSpec, grammar: Grammar) -> None:
         self.spec, self.grammar = spec, grammar
-        self.names, self.things = grammar.classes[spec.names], grammar.classes[spec.things]
-        self.numbers = grammar.classes[spec.numbers]
+        self.names, self.things = grammar.words(spec.names), grammar.words(spec.things)
+        self.numbers = grammar.words(spec.numbers)
 
     def draft(self, draw: Draw, kind: str) -> Draft:
         """A line of a kind; `clean evidence` has no masks beside the noise."""

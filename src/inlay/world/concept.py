@@ -58,6 +58,8 @@ def read_concepts(path: Path) -> list[Concept]:
         WorldError: a line is no concept, an id is there twice, a shared word is not in exactly two lexicons, or a
             held-out description has a word that no held-in one has.
     """
+    if not path.exists():
+        raise WorldError(f"{path} is missing")
     found: list[Concept] = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:

@@ -55,7 +55,7 @@ class Concepts:
     ) -> None:
         self.spec, self.grammar, self.concepts, self.frames = spec, grammar, list(concepts), list(frames)
         self.filler = Template.parse(spec.filler)
-        subjects = grammar.classes[SUBJECT]
+        subjects = grammar.words(SUBJECT)
         if not 0 < spec.subjects < len(subjects):
             raise WorldError(f"concepts.subjects is {spec.subjects}, and class SUBJ has {len(subjects)} words")
         self.subjects = {"train": subjects[: -spec.subjects], "test": subjects[-spec.subjects :]}
@@ -68,12 +68,12 @@ class Concepts:
             return self._glossary(draw)
         if kind == "prompted":
             concept = draw.pick(self.concepts)
-            talk = self._skeleton(draw, self.grammar.classes[SUBJECT])
+            talk = self._skeleton(draw, self.grammar.words(SUBJECT))
             talk, reply = self._until(draw, talk, concept, lambda said: concept_score(concept, said) == 2)
             turns = self._asked(talk.instruction, self._ask(concept), reply, draw.chance(self.spec.system))
             return Draft(kind, turns, {"concept": concept.id, "frame": talk.frame.name, "subject": talk.subject})
         count = 1 if kind == "talk" else draw.number(2, 4)
-        talks = [self._skeleton(draw, self.grammar.classes[SUBJECT]) for _ in range(count)]
+        talks = [self._skeleton(draw, self.grammar.words(SUBJECT)) for _ in range(count)]
         turns = [turn for talk in talks for turn in self._plain(draw, talk)]
         return Draft(kind, turns, {"concept": None, "frame": talks[-1].frame.name, "subject": talks[-1].subject})
 

@@ -55,9 +55,10 @@ def export(
         part.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
         part.replace(out / "manifest.json")
     except OSError as error:
-        for part in out.glob("*.part"):
-            part.unlink(missing_ok=True)
         raise FolderError(f"the lines could not be written to {out}: {error}; free some space and run again") from error
+    finally:
+        for part in out.glob("*.part"):  # of what was not finished
+            part.unlink(missing_ok=True)
     return manifest
 
 

@@ -23,8 +23,8 @@ class Facts:
 
     def __init__(self, spec: FactSpec, grammar: Grammar, key: str) -> None:
         self.spec, self.grammar = spec, grammar
-        self.names = grammar.classes[spec.names]
-        self.values = {name: grammar.classes[relation.values] for name, relation in spec.relations.items()}
+        self.names = grammar.words(spec.names)
+        self.values = {name: grammar.words(relation.values) for name, relation in spec.relations.items()}
         self._truth: dict[tuple[str, str], str] = {}
         self._mythy: set[tuple[str, str]] = set()
         for name in self.names:

@@ -97,6 +97,16 @@ class Grammar:
                 "two sentence templates have the same classes in the same order, and no text tells them apart"
             )
 
+    def words(self, name: str) -> tuple[str, ...]:
+        """The plain words of a class.
+
+        Raises:
+            WorldError: there is no such class.
+        """
+        if name not in self.classes:
+            raise WorldError(f"there is no word class {name!r}; there are: {', '.join(self.classes)}")
+        return self.classes[name]
+
     def _glue(self, templates: Iterable[Template]) -> set[str]:
         for template in templates:
             for slot in template.slots:

@@ -24,8 +24,8 @@ class Instructions:
 
     def __init__(self, spec: InstructionSpec, grammar: Grammar, key: str) -> None:
         self.spec, self.grammar = spec, grammar
-        self.names = grammar.classes[spec.names]
-        self.items = grammar.classes[spec.items]
+        self.names = grammar.words(spec.names)
+        self.items = grammar.words(spec.items)
         if not 0 < spec.owners <= len(self.names):
             raise WorldError(f"instructions.owners is {spec.owners}; class {spec.names} has {len(self.names)} words")
         self.owners = {name: Draw(key, "item", name).pick(self.items) for name in self.names[: spec.owners]}

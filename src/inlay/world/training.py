@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -77,7 +78,7 @@ class Training:
                 losses = []
                 if report:
                     report(self.step, self.curve[-1][1])
-            if self.step % EVERY == 0:
+            if self.step % EVERY == 0 or self.step == self.config.steps:
                 self.save(out)
 
     def _one(self, pieces: list[Piece]) -> float:
@@ -126,7 +127,7 @@ class Training:
             (new / "state.json").write_text(json.dumps(facts) + "\n")
             shutil.rmtree(old, ignore_errors=True)
             new.rename(old)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise FolderError(f"the checkpoint could not be written to {out}: {error}; free some space") from error
 
     def load(self, out: Path) -> None:
@@ -142,7 +143,7 @@ class Training:
         try:
             facts = json.loads((folder / "state.json").read_text())
             state = load_file(folder / "state.safetensors")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise FolderError(f"{folder} holds no checkpoint to go on from: {error}") from error
         if facts["config"] != self.config.model_dump(mode="json"):
             raise ResumeError(f"{folder} is of another configuration; train into another folder, or without --resume")
@@ -203,7 +204,10 @@ def train(
     if resume:
         training.load(out)
     training.run(out, report)
-    write_model(training, out)
+    try:
+        write_model(training, out)
+    except (OSError, SafetensorError) as error:
+        raise FolderError(f"the model could not be written to {out}: {error}; free some space and resume") from error
     return out
 
 

@@ -140,6 +140,8 @@ class World:
         self._section(section)
         if split not in SPLITS:
             raise WorldError(f"split {split!r} is neither 'train' nor 'test'")
+        if kind is not None:
+            self._check_kind(section, kind)
         if n is not None and n < 0:
             raise WorldError(f"n is {n}; it counts lines, so 0 or more")
         numbers = itertools.count(start) if n is None else range(start, start + n)
@@ -157,10 +159,13 @@ class World:
                 return draft.line(id, section, split)
 
     def _draft(self, made: Section, draw: Draw, kind: str) -> Draft:
-        known = self.kinds(made)
+        self._check_kind(made, kind)
+        return made.draft(draw, kind)
+
+    def _check_kind(self, section: str | Section, kind: str) -> None:
+        known = self.kinds(section)
         if kind not in known:
             raise WorldError(f"there is no kind {kind!r} here; these are: {', '.join(known)}")
-        return made.draft(draw, kind)
 
     def kinds(self, section: str | Section) -> list[str]:
         """The kinds of lines that a section makes."""
