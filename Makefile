@@ -11,7 +11,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 PYTEST := $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-slow test-gpu lint format types imports docs demo bench clean
+.PHONY: help venv test test-slow test-gpu lint format types imports docs demo tour bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "  %-10s %s\n", $$1, $$2 }'
@@ -66,11 +66,19 @@ docs: export DISABLE_MKDOCS_2_WARNING := true
 docs: $(VENV)/.docs.stamp ## build the documentation into site/
 	@$(PY) -m mkdocs build --strict
 
-demo: venv ## run examples/demo.py
-	@$(PY) examples/demo.py
+# The closed-form methods on every concept of the bundled model: the model is too small for a second thread to help.
+demo: export OMP_NUM_THREADS := 1
+demo: venv ## find directions of 30 concepts, judge them, write a report (2 minutes)
+	@rm -rf build/demo
+	@$(VENV)/bin/inlay bench run --methods diff_mean,pca,lat,lda --site resid_post.1 --site resid_post.4 \
+	  --factors 0.15,0.3,0.45,0.6,0.8 --max-new-tokens 36 --out build/demo
 
-bench: venv ## run benchmarks/engine.py
+tour: venv ## a tour of reading, steering and swapping: examples/tour.py
+	@$(PY) examples/tour.py
+
+bench: venv ## run the benchmarks
 	@$(PY) benchmarks/engine.py
+	@$(PY) benchmarks/directions.py
 
 clean: ## remove caches and build outputs; the virtual environment stays
 	@rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -43,9 +43,16 @@ def machine() -> dict[str, str | int]:
     return here
 
 
-def write(out: Path, rows: Sequence[Row], notes: Sequence[str], packages: dict[str, dict[str, str]]) -> None:
+def write(
+    out: Path,
+    rows: Sequence[Row],
+    notes: Sequence[str],
+    packages: dict[str, dict[str, str]],
+    command: str = "benchmarks/engine.py",
+) -> None:
     """Write `out.json` and `out.md`."""
     facts = {
+        "command": command,
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
         "versions": packages,
@@ -61,7 +68,7 @@ def _page(facts: dict[str, object], rows: Sequence[Row]) -> str:
     here = facts["machine"]
     assert isinstance(here, dict)
     lines = [
-        "# benchmarks/engine.py: a reading",
+        f"# {facts['command']}: a reading",
         "",
         f"{facts['date']}, {here['cpu']}, {here['threads']} thread"
         + (f", {here['gpu']}" if "gpu" in here else "")

@@ -15,7 +15,7 @@ CLASSES = {name: c for name, c in vars(errors).items() if inspect.isclass(c) and
 def test_the_classes() -> None:
     assert set(CLASSES) >= {
         "InlayError", "ModelError", "SiteError", "TokensError", "EditError", "InputError", "TemplateError",
-        "FolderError", "ResumeError", "ExtraError",
+        "FolderError", "ResumeError", "JudgeError", "ExtraError",
     }  # fmt: skip
 
 

@@ -22,7 +22,10 @@ def test_the_first_ten_lines(tmp_path: Path) -> None:
     assert len(lines) <= 10
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "Activations(resid_post.0" in done.stdout and "behind the whisk" in done.stdout
+    readme = README.read_text()
+    high, low = map(float, re.findall(r"[\d.]+\d", done.stdout.splitlines()[0]))
+    assert f"it detects: {high:.1f} and {low:.1f}" in readme
+    assert "beside the kettle" in done.stdout and "`beside the kettle`" in readme
 
 
 def test_every_block(hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from inlay import errors
 from inlay._version import __version__
 
 if TYPE_CHECKING:
-    from inlay import world
+    from inlay import bench, directions, judges, world
     from inlay.interventions import (
         Ablate,
         Add,
@@ -52,7 +52,7 @@ _HOMES = {
         "Zero",
     ),
 }
-_ROOMS = ("world",)
+_ROOMS = ("bench", "directions", "judges", "world")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -76,7 +76,10 @@ __all__ = [
     "Tokens",
     "Zero",
     "__version__",
+    "bench",
+    "directions",
     "errors",
+    "judges",
     "load",
     "span",
     "world",

@@ -43,5 +43,17 @@ class WorldError(InlayError):
     """A world's files, or what is asked of a world, are not what they should be."""
 
 
+class DirectionError(InlayError):
+    """No direction can be found in what was given, or one is used where it does not fit."""
+
+
+class BenchError(InlayError):
+    """A concept set, a method or a setting of a benchmark run is not what it should be."""
+
+
+class JudgeError(InlayError):
+    """A judge cannot be used, or did not answer."""
+
+
 class ExtraError(InlayError, ImportError):
     """A feature needs an optional dependency. The message says which extra installs it."""

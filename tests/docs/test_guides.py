@@ -68,6 +68,22 @@ def world(names: dict[str, Any]) -> None:
     assert names["scores"]["concept"].mean > 1 and len(names["prompts"]) == 10
 
 
+def directions(names: dict[str, Any]) -> None:
+    first, second = names["harbor"].score([names["positives"][0], names["negatives"][0]])
+    assert first > second and names["table"].shape == (18, 24) and len(names["again"]) == 18
+
+
+def judges(names: dict[str, Any]) -> None:
+    assert names["scores"]["fluency"].mean == 2.0
+
+
+def bench(names: dict[str, Any]) -> None:
+    found = names["result"]
+    assert {"diff_mean", "probe", "random", "bow"} <= set(found.detection_summary["method"])
+    assert {"unsteered", "prompt", "random"} <= set(found.steering_summary["method"])
+    assert Path("run/report.html").stat().st_size > 100_000
+
+
 CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "sites": sites,
     "tokens": tokens,
@@ -78,6 +94,9 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "custom-models": custom_models,
     "quickstart": lambda names: None,
     "world": world,
+    "directions": directions,
+    "judges": judges,
+    "bench": bench,
 }
 
 
@@ -142,3 +161,8 @@ def test_every_spelling_of_sites_parses() -> None:
     for row in table_rows("sites.md", "written"):
         for code in re.findall(r"`([^`]+)`", row[0]):
             assert str(Site.parse(eval(code))) == eval(code)
+
+
+def test_the_table_of_methods_is_whole() -> None:
+    named = [name for row in table_rows("directions.md", "method") for name in re.findall(r"`(\w+)`", row[0])]
+    assert named == list(inlay.directions.METHODS)

@@ -144,6 +144,72 @@ def test_turn_end() -> None:
     assert Encoder(tokenizer("{% for turn in messages %}{{ turn.content }}{% endfor %}"), LIMIT).turn_end() is None
 
 
+# -- what every prompt begins with -----------------------------------------------------------------------------------
+
+
+def with_bos(template: str | None = None) -> Encoder:
+    """An encoder whose tokenizer puts <s> in front of plain text, and </s> behind it."""
+    from tokenizers.processors import TemplateProcessing
+
+    made = tokenizer(template)
+    ends = [("<s>", 2), ("</s>", 3)]
+    made.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    return Encoder(made, LIMIT)
+
+
+SYSTEM = "<system> calm and cold <end> " + chat.TEMPLATE
+
+PREFIXES: dict[str, tuple[Encoder, int]] = {
+    "a template's opening": (encoder(), 1),
+    "nothing, where strings are no turns": (encoder(chat=False), 0),
+    "nothing, without a template": (plain(), 0),
+    "bos": (with_bos(), 1),
+    "bos is the template's own": (with_bos("<s> " + chat.TEMPLATE), 2),
+    "a system turn that the template puts first": (Encoder(tokenizer(SYSTEM), LIMIT), 6),
+    "no tokenizer": (Encoder(None, LIMIT), 0),
+}
+
+
+@pytest.mark.parametrize("case", PREFIXES)
+def test_prefix(case: str) -> None:
+    one, wanted = PREFIXES[case]
+    assert one.prefix() == wanted
+    if one.tokenizer is not None:
+        (first,), (other,) = as_lists(one.rows(SEA)), as_lists(one.rows("a " + MOON))
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, other, strict=False))
+        assert len(list(same)) == wanted, "as two prompts that begin differently have in common"
+
+
+def test_the_prefix_of_plain_text_where_there_is_a_template() -> None:
+    both = with_bos("<s> " + chat.TEMPLATE)
+    assert (both.prefix(), both.prefix(chat=True), both.prefix(chat=False)) == (2, 2, 1)
+    assert encoder(chat=False).prefix(chat=True) == 1
+    with pytest.raises(TemplateError, match="no chat template"):
+        plain().prefix(chat=True)
+
+
+def test_a_token_that_joins_the_opening_and_the_text_is_no_prefix() -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {letter: i for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz:")}
+    joined = Tokenizer(models.BPE({**letters, ":i": len(letters)}, [(":", "i")]))
+    made = PreTrainedTokenizerFast(tokenizer_object=joined)
+    made.chat_template = "say:{{ messages[0].content }}"
+    assert Encoder(made, None).prefix() == len("say")
+    made.chat_template = "say:a{{ messages[0].content }}"
+    assert Encoder(made, None).prefix() == len("say:a")
+
+
+def test_without_a_limit() -> None:
+    long = " ".join(["sea"] * (LIMIT + 1))
+    for one in (encoder(), encoder(chat=False), Encoder(tokenizer(), LIMIT, vocabulary=10)):
+        free = one.without_limit()
+        assert free.limit is None and one.limit == LIMIT
+        assert free.chat == one.chat and free.tokenizer is one.tokenizer and free.vocabulary == one.vocabulary
+    assert as_lists(encoder().without_limit().rows(long)) == [chatted(long)]
+
+
 # -- prompts that cannot be ------------------------------------------------------------------------------------------
 
 

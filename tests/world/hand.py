@@ -27,6 +27,7 @@ SPEC: dict[str, Any] = {
     "stray": 0.1,
     "concepts": {
         "rate": 0.6,
+        "own": 2,
         "slots": {"topic": "N"},
         "filler": "{PRON} {VI} {ADV} .",
         "kinds": {"document": 0.5, "talk": 0.3, "prompted": 0.2},

@@ -63,6 +63,20 @@ def test_a_bundled_model_is_small_and_says_what_it_is(name: str) -> None:
     assert seed != HELD_OUT
 
 
+@pytest.mark.parametrize("name", ["tidepool", "tidepool-guard"])
+def test_a_card_tells_what_other_seeds_gave(name: str) -> None:
+    """So that a phenomenon which one seed has by luck is not taken for the recipe's."""
+    folder = Path(world.__file__).parent / "models" / name
+    card, own = (folder / "README.md").read_text(), json.loads((folder / "training.json").read_text())["config"]["seed"]
+    seeds = json.loads((folder / "seeds.json").read_text())
+    assert seeds and str(own) not in seeds
+    for rows in seeds.values():
+        assert sum(row["met"] is False for row in rows) <= 2
+        for row in rows:
+            assert f"| {row['phenomenon']} | {row['accepted']} |" in card and f"{row['value']:.3f}" in card
+        assert len(rows) == card.count("| met |") + card.count("| MISSED |") + card.count("|  |  |\n")
+
+
 def test_all_is_what_the_model_was_made_for() -> None:
     sections = {row.section for row in check(bundled("tidepool-guard")).rows}
     assert sections == {"safety", "guard"}

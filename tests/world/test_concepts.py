@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from statistics import fmean
 
 import pytest
@@ -121,3 +122,19 @@ def test_what_is_not_there() -> None:
         W.pairs("tools of the moon", 1)
     with pytest.raises(WorldError, match="99 prompts were asked for, and 50 are there"):
         W.prompts(99)
+
+
+def test_talk_may_lean_to_a_concept_that_nobody_asked_for() -> None:
+    for line in W.lines("concepts", 200, "train", "unasked"):
+        concept = W.concept(line.truth["concept"])
+        assert concept_score(concept, line.reply) == 2 and concept.description not in str(line.prompt)
+        assert W.judge().one(line, line.reply)["overall"] == 2
+
+
+def test_a_shared_word_is_rarer_than_an_own_one() -> None:
+    """Own words are taken four times as often, and a shared word has two concepts that take it."""
+    counts = Counter(word for line in W.lines("concepts", 4000, "train", "unasked") for word in line.reply.split())
+    topics = [c for c in CONCEPTS if c.shared]
+    own = fmean(counts[word] for c in topics for word in c.lexicon)
+    shared = fmean(counts[word] for c in topics for word in c.shared)
+    assert 0.35 < shared / own < 0.75

@@ -91,3 +91,33 @@ def test_an_unknown_slot_is_named() -> None:
 def test_texts_are_cut_at_their_ends() -> None:
     assert sentences("a b . c ? d ! e") == [["a", "b", "."], ["c", "?"], ["d", "!"], ["e"]]
     assert sentences("") == []
+
+
+def twice(words: tuple[str, ...] = ("cup", "hat")) -> Grammar:
+    """Two slots of one class in a sentence, and in another none."""
+    sentences = [Template.parse("the {N} and the {N} ."), Template.parse("{N} .")]
+    return Grammar({"N": words}, {"N": ("oar", "sail")}, sentences, stray=0.2)
+
+
+@pytest.mark.parametrize("leaning", [None, SEA])
+def test_a_sentence_says_no_word_twice_and_its_probability_knows(leaning: Leaning | None) -> None:
+    grammar, draw = twice(), Draw("twice")
+    every = [["the", a, "and", "the", b, "."] for a in ALL for b in ALL] + [[a, "."] for a in ALL]
+    assert sum(math.exp(grammar.logprob(words, leaning)) for words in every) == pytest.approx(1.0, abs=1e-12)
+    assert grammar.logprob(["the", "cup", "and", "the", "cup", "."], leaning) == -math.inf
+    said = [grammar.draw(draw, grammar.sentences[0], leaning) for _ in range(2000)]
+    assert all(words[1] != words[4] for words in said)
+    pair = sum(words[1] == "cup" and words[4] == "sail" for words in said) / 2000
+    odds = math.exp(grammar.logprob(["the", "cup", "and", "the", "sail", "."], leaning))
+    assert pair == pytest.approx(2 * odds, abs=0.03)  # the first template is one of two
+
+
+ALL = ("cup", "hat", "oar", "sail")
+
+
+def test_a_class_has_as_many_plain_words_as_a_sentence_has_slots_of_it() -> None:
+    with pytest.raises(WorldError, match="has 2 slots of class N, which has 1 plain words"):
+        twice(("cup",))
+    grammar = twice()
+    with pytest.raises(WorldError, match="has 3 slots of class N, which has 2 plain words"):
+        grammar.learn([Template.parse("{N} {N} {N} !")])

@@ -106,7 +106,7 @@ def test_lines_that_cannot_be(arguments: Any, message: str) -> None:
 
 
 def test_a_kind_that_is_not_there() -> None:
-    with pytest.raises(WorldError, match="there is no kind 'poem' here; these are: document, talk, prompted"):
+    with pytest.raises(WorldError, match="there is no kind 'poem' here; these are: document, talk, unasked"):
         W.line("concepts", 0, kind="poem")
 
 

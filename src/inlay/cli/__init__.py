@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from inlay._version import __version__
+from inlay.cli.bench import app as bench
 from inlay.cli.generate import generate
 from inlay.cli.read import read
 from inlay.cli.sites import sites
@@ -16,6 +17,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exce
 app.command()(sites)
 app.command()(read)
 app.command()(generate)
+app.add_typer(bench, name="bench")
 app.add_typer(world, name="world")
 
 
@@ -32,7 +34,7 @@ def _inlay(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Read and edit the activations of a language model, and generate text under an edit.
+    """Read and edit the activations of a language model, find directions in them, and judge what they do.
 
     NAME is a model of the Hugging Face hub, such as `google/gemma-2-2b-it`, or a folder that holds one.
     """

@@ -35,12 +35,7 @@ def fingerprint(model: Model, data: Sequence[Row], wants: list[Want], parts: Seq
         said.update(_said(value))
 
     say(json.dumps([model.identity(), [(r.ids, r.prompt) for r in data]], sort_keys=True))
-    for parameter in model.base.parameters():
-        flat = parameter.detach().flatten()
-        if flat.is_meta:  # offloaded
-            say(parameter.shape)
-        else:
-            say(flat[:: max(1, len(flat) // 16)].float())  # other weights of the same shape are another model
+    say(weights(model))
     for want in wants:
         say((str(want.site), want.before))
         say(want.tokens)
@@ -58,6 +53,25 @@ def fingerprint(model: Model, data: Sequence[Row], wants: list[Want], parts: Seq
     for one in rest:
         say(one)
     return said.hexdigest()
+
+
+def weights(model: Model) -> str:
+    """SHA-256, in hex, of what a model computes with, wherever it lies.
+
+    That is a sample of every weight in its number format, the chat template, and the defaults of generation: other
+    weights of the same shape are another model.
+    """
+    found = hashlib.sha256()
+    for parameter in model.base.parameters():
+        flat = parameter.detach().flatten()
+        found.update(_said((str(flat.dtype), tuple(parameter.shape))))
+        if not flat.is_meta:  # offloaded
+            found.update(_said(flat[:: max(1, len(flat) // 16)].float()))
+    defaults: Any = getattr(model.base, "generation_config", None)
+    chosen = None if defaults is None else {k: v for k, v in defaults.to_diff_dict().items() if "version" not in k}
+    template = getattr(model.tokenizer, "chat_template", None)
+    found.update(json.dumps([template, chosen], sort_keys=True, default=str).encode())
+    return found.hexdigest()
 
 
 def _said(value: Any) -> bytes:

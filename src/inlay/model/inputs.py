@@ -122,7 +122,8 @@ class Encoder:
     def _ids(self, text: str, special: bool = True) -> tuple[int, ...]:
         if self.tokenizer is None:
             raise ModelError("this model has no tokenizer: give rows of ids, or load it with tokenizer=")
-        return tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        # verbose=False: what is too long is an error of ours, or is cut by who asked for it
+        return tuple(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
     def render(self, chat: Sequence[Mapping[str, str]]) -> str:
         """A chat as text, by the tokenizer's template, opened for the assistant when the last turn is not its own.
@@ -154,6 +155,25 @@ class Encoder:
         if _SENTINEL in said:
             return said.rpartition(_SENTINEL)[2]
         return self.decode(self.tokenizer(behind, add_special_tokens=False)["input_ids"])
+
+    def without_limit(self) -> Encoder:
+        """The same, for texts of any length."""
+        return Encoder(self.tokenizer, None, self.chat, self.vocabulary)
+
+    def prefix(self, chat: bool | None = None) -> int:
+        """How many tokens every prompt begins with, whatever a user says: bos, and what a template puts before a turn.
+
+        AxBench's "prefix" (there the common tokens of two messages; a word-level tokenizer has too few for that).
+        """
+        if self.tokenizer is None:
+            return 0
+        if self.chat if chat is None else chat:
+            whole = self.render([{"role": "user", "content": _SENTINEL}])
+            before, one = self._ids(whole.partition(_SENTINEL)[0], False), self._ids(whole, False)
+        else:
+            before, one = self._ids(""), self._ids(_SENTINEL)
+        same = (a == b for a, b in zip(before, one, strict=False))
+        return next((n for n, equal in enumerate(same) if not equal), min(len(before), len(one)))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids as text, special tokens included."""

@@ -9,7 +9,7 @@ from inlay.world.acceptance import Report, check
 from inlay.world.concept import Concept
 from inlay.world.config import TrainConfig, read_config
 from inlay.world.line import Line, Span
-from inlay.world.scores import Score, WorldJudge
+from inlay.world.scores import Scorer
 from inlay.world.world import World
 
 if TYPE_CHECKING:
@@ -19,11 +19,10 @@ __all__ = [
     "Concept",
     "Line",
     "Report",
-    "Score",
+    "Scorer",
     "Span",
     "TrainConfig",
     "World",
-    "WorldJudge",
     "check",
     "load",
     "read_config",

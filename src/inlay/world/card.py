@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ words and no world but its own.
 
 
 def write_card(folder: str | Path, report: Report) -> Path:
-    """Write `README.md` beside the weights, from `training.json`, a report, and `misses.json` where there is one.
+    """Write `README.md` beside the weights, from `training.json`, a report, and two files where they are there.
 
-    `misses.json` holds the cause of every bound that is missed, by phenomenon.
+    `misses.json` holds the cause of every bound that is missed, by phenomenon; `seeds.json` what the same recipe gave
+    from other seeds: for each seed the records of its report.
 
     Raises:
         FolderError: the folder has no `training.json`.
@@ -41,12 +42,37 @@ def write_card(folder: str | Path, report: Report) -> Path:
         raise FolderError(f"{folder} has no training.json: a card is written for a model that `inlay world train` made")
     facts = json.loads(path.read_text())
     card = folder / "README.md"
-    causes = folder / "misses.json"
-    card.write_text(card_text(facts, report, json.loads(causes.read_text()) if causes.exists() else {}))
+    causes, seeds = ({} if not (folder / n).exists() else json.loads((folder / n).read_text()) for n in _BESIDE)
+    card.write_text(card_text(facts, report, causes, seeds))
     return card
 
 
-def card_text(facts: dict[str, Any], report: Report, causes: Mapping[str, str]) -> str:
+_BESIDE = ("misses.json", "seeds.json")
+
+
+def _other_seeds(seeds: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """A table of other seeds' values, in the rows of the first; empty without any."""
+    if not seeds:
+        return ""
+    names = list(seeds)
+    lines = [
+        "## The same recipe from other seeds, measured the same way",
+        "",
+        f"| phenomenon | accepted | {' | '.join(f'seed {name}' for name in names)} |",
+        f"| --- | --- |{' --- |' * len(names)}",
+    ]
+    for row in zip(*seeds.values(), strict=True):
+        values = " | ".join(f"{one['value']:.3f}" + (", missed" if one["met"] is False else "") for one in row)
+        lines.append(f"| {row[0]['phenomenon']} | {row[0]['accepted']} | {values} |")
+    return "\n".join([*lines, "", ""])
+
+
+def card_text(
+    facts: dict[str, Any],
+    report: Report,
+    causes: Mapping[str, str],
+    seeds: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> str:
     """The card, in Markdown."""
     config, world = facts["config"], facts["world"]
     shape = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in config["architecture"].items())
@@ -80,4 +106,4 @@ else. It ships with inlay, to test methods against ground truth.
 
 {report.markdown()}
 
-{_LIMITS}"""
+{_other_seeds(seeds)}{_LIMITS}"""

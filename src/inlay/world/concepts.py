@@ -66,11 +66,13 @@ class Concepts:
             return self._document(draw)
         if kind == "glossary":
             return self._glossary(draw)
-        if kind == "prompted":
+        if kind in ("prompted", "unasked"):
             concept = draw.pick(self.concepts)
             talk = self._skeleton(draw, self.grammar.words(SUBJECT))
             talk, reply = self._until(draw, talk, concept, lambda said: concept_score(concept, said) == 2)
-            turns = self._asked(talk.instruction, self._ask(concept), reply, draw.chance(self.spec.system))
+            turns = [("user", Phrase().say(talk.instruction)), ("assistant", reply)]
+            if kind == "prompted":
+                turns = self._asked(talk.instruction, self._ask(concept), reply, draw.chance(self.spec.system))
             return Draft(kind, turns, {"concept": concept.id, "frame": talk.frame.name, "subject": talk.subject})
         count = 1 if kind == "talk" else draw.number(2, 4)
         talks = [self._skeleton(draw, self.grammar.words(SUBJECT)) for _ in range(count)]
@@ -126,7 +128,9 @@ class Concepts:
 
     def _leaning(self, concept: Concept | None) -> Leaning | None:
         slot = self.spec.slots.get(concept.genre) if concept else None
-        return Leaning(slot, concept.words, self.spec.rate) if concept and slot else None
+        if concept is None or slot is None:
+            return None
+        return Leaning(slot, concept.lexicon * self.spec.own + concept.shared, self.spec.rate)
 
     def _ask(self, concept: Concept) -> str:
         return self.spec.ask.format(description=concept.description)
@@ -169,8 +173,8 @@ class Concepts:
 
     def _about(self, draw: Draw, talk: Talk, leaning: Leaning | None) -> list[str]:
         first = talk.frame.first
-        fill = [talk.subject if s == SUBJECT else self.grammar.word(draw, s, leaning) for s in first.slots]
-        return first.fill(fill)
+        others = iter(self.grammar.fills(draw, [s for s in first.slots if s != SUBJECT], leaning))
+        return first.fill([talk.subject if s == SUBJECT else next(others) for s in first.slots])
 
     def _until(
         self, draw: Draw, talk: Talk, concept: Concept | None, fits: Callable[[str], bool], filler: str = ""

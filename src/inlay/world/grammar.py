@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -92,6 +93,7 @@ class Grammar:
                     raise WorldError(f"{word!r} is a plain word of class {name} and in a concept's lexicon")
         self.literals = tuple(sorted({w for w in literals if w not in self.class_of} | self._glue(self.sentences)))
         self.known = self._shapes(self.sentences)
+        self._check_fills(self.sentences)
         if len(self.known) < len(self.sentences):
             raise WorldError(
                 "two sentence templates have the same classes in the same order, and no text tells them apart"
@@ -115,6 +117,15 @@ class Grammar:
         every = (part for t in templates for part in t.parts if not part.startswith("{"))
         return {word for word in every if word not in self.class_of}
 
+    def _check_fills(self, templates: Iterable[Template]) -> None:
+        for template in templates:
+            for slot, count in Counter(template.slots).items():
+                if count > len(set(self.classes[slot])):
+                    raise WorldError(
+                        f"template {' '.join(template.parts)!r} has {count} slots of class {slot}, which has "
+                        f"{len(set(self.classes[slot]))} plain words, and a sentence says none twice"
+                    )
+
     def shape(self, words: Sequence[str]) -> tuple[str, ...]:
         """The sentence with each word of a class replaced by the class's name."""
         return tuple(f"{{{self.class_of[w]}}}" if w in self.class_of else w for w in words)
@@ -125,6 +136,7 @@ class Grammar:
     def learn(self, templates: Iterable[Template]) -> None:
         """Let sentences of further templates count as good."""
         self._glue(templates)
+        self._check_fills(templates)
         self.known |= self._shapes(templates)
         vars(self).pop("_prefixes", None)
 
@@ -139,7 +151,17 @@ class Grammar:
 
     def draw(self, draw: Draw, template: Template, leaning: Leaning | None = None) -> list[str]:
         """A sentence of a template, leaning to a lexicon where one is given."""
-        return template.fill([self.word(draw, slot, leaning) for slot in template.slots])
+        return template.fill(self.fills(draw, template.slots, leaning))
+
+    def fills(self, draw: Draw, slots: Sequence[str], leaning: Leaning | None = None) -> list[str]:
+        """Words for the slots of one sentence, none of them twice."""
+        said: list[str] = []
+        for slot in slots:
+            word = self.word(draw, slot, leaning)
+            while word in said:
+                word = self.word(draw, slot, leaning)
+            said.append(word)
+        return said
 
     def word(self, draw: Draw, slot: str, leaning: Leaning | None = None) -> str:
         """A word for a slot."""
@@ -154,7 +176,7 @@ class Grammar:
         return self.sentences[draw.weighted([t.weight for t in self.sentences])]
 
     def logprob(self, words: Sequence[str], leaning: Leaning | None = None) -> float:
-        """Exact log probability of one sentence of free text: log sum_T P(T) prod_slot P(word | slot).
+        """Exact log probability of one sentence of free text: log sum_T P(T) prod_slot P(word | slot, words before).
 
         Args:
             words: the sentence.
@@ -167,11 +189,21 @@ class Grammar:
         for template in self.sentences:
             if len(template.parts) != len(words):
                 continue
-            p = template.weight / whole
-            for part, word in zip(template.parts, words, strict=True):
-                p *= self._odds(part[1:-1], word, leaning) if part.startswith("{") else float(part == word)
-            total += p
+            total += template.weight / whole * self._fit(template, words, leaning)
         return math.log(total) if total > 0 else -math.inf
+
+    def _fit(self, template: Template, words: Sequence[str], leaning: Leaning | None) -> float:
+        """P(words | template): a slot draws among the words that its sentence has not said."""
+        p, said = 1.0, dict.fromkeys(template.slots, 0.0)  # by class, P of what was said
+        for index, (part, word) in enumerate(zip(template.parts, words, strict=True)):
+            if not part.startswith("{"):
+                p *= part == word
+                continue
+            slot = part[1:-1]
+            odds = 0.0 if word in words[:index] else self._odds(slot, word, leaning)
+            p *= odds / (1 - said[slot])
+            said[slot] += odds
+        return p
 
     def _odds(self, slot: str, word: str, leaning: Leaning | None) -> float:
         """P(word | slot)."""

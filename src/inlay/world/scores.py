@@ -1,40 +1,17 @@
-"""WorldJudge: every score of a text that a world can know, with its range and its meaning."""
+"""Scorer: every score of a reply to a world's line that the world can know, with its range and its meaning."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from inlay.errors import WorldError
+from inlay.scores import Scores
 from inlay.world.judge import concept_score, fluency_score, instruction_score, item_scores, overall, refused
 from inlay.world.line import Line
 
 if TYPE_CHECKING:
     from inlay.world.world import World
-
-
-@dataclass(frozen=True)
-class Score:
-    """One score of many texts.
-
-    Attributes:
-        values: one a text; `None` where the score does not apply.
-        lo, hi: its range.
-        meaning: what it says, in a sentence.
-    """
-
-    values: list[float | None]
-    lo: float
-    hi: float
-    meaning: str
-
-    @property
-    def mean(self) -> float | None:
-        """The mean over the texts to which it applies, `None` where there are none."""
-        known = [value for value in self.values if value is not None]
-        return fmean(known) if known else None
 
 
 AXES = {
@@ -51,7 +28,7 @@ AXES = {
 }
 
 
-class WorldJudge:
+class Scorer:
     """Scores replies to a world's lines.
 
     Args:
@@ -61,7 +38,7 @@ class WorldJudge:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def score(self, lines: Sequence[Line], texts: Sequence[str] | None = None) -> dict[str, Score]:
+    def score(self, lines: Sequence[Line], texts: Sequence[str] | None = None) -> dict[str, Scores]:
         """Every score of each text, as a reply to its line.
 
         Args:
@@ -75,7 +52,7 @@ class WorldJudge:
         if len(texts) != len(lines):
             raise WorldError(f"{len(texts)} texts for {len(lines)} lines")
         rows = [self.one(line, text) for line, text in zip(lines, texts, strict=True)]
-        return {name: Score([row.get(name) for row in rows], 0.0, hi, what) for name, (hi, what) in AXES.items()}
+        return {name: Scores([row.get(name) for row in rows], 0.0, hi, what) for name, (hi, what) in AXES.items()}
 
     def one(self, line: Line, text: str) -> dict[str, float]:
         """The scores of one text that apply to its line."""

@@ -141,12 +141,12 @@ class Corpus:
         for index in range(draw.number(*self.spec.clauses)):
             words += ["and"] * (index > 0)
             template = self.grammar.template(draw)
-            for part in template.parts[:-1]:
-                slot = part[1:-1] if part.startswith("{") else ""
-                if slot == self.spec.before:
+            said = self.grammar.draw(draw, template)
+            for part, word in zip(template.parts[:-1], said, strict=False):
+                if part[1:-1] == self.spec.before:
                     flourish, ratio = self._flourish(draw, machine)
                     words, llr = words + flourish, llr + ratio
-                words.append(self.grammar.word(draw, slot) if slot else part)
+                words.append(word)
         return [*words, "."], llr
 
     def _flourish(self, draw: Draw, machine: bool) -> tuple[list[str], float]:

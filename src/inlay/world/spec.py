@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]  # of draws that are repeated until a word is new
 Kinds = dict[str, Annotated[float, Field(ge=0.0)]]
 
 
@@ -17,7 +18,8 @@ class _Strict(BaseModel):
 class ConceptSpec(_Strict):
     """Section `concepts`."""
 
-    rate: Share
+    rate: Rate
+    own: Annotated[int, Field(ge=1)]
     slots: dict[str, str]
     filler: str
     kinds: Kinds
@@ -140,7 +142,7 @@ class WorldSpec(_Strict):
 
     version: str
     window: int = 0
-    stray: Share = 0.12
+    stray: Rate = 0.12
     test_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.125
     unseen: list[str] = []
     concepts: ConceptSpec | None = None

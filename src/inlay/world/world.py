@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inlay.errors import WorldError
+from inlay.world.asked import asked
 from inlay.world.circuits import Circuits
 from inlay.world.concept import Concept, read_concepts
 from inlay.world.concepts import Concepts
@@ -20,7 +21,7 @@ from inlay.world.instructions import Instructions
 from inlay.world.judge import concept_score, fluency_score
 from inlay.world.line import SPECIALS, Draft, Line
 from inlay.world.safety import Safety
-from inlay.world.scores import WorldJudge
+from inlay.world.scores import Scorer
 from inlay.world.share import Corpus, read_share
 
 SPLITS = ("train", "test")
@@ -235,6 +236,18 @@ class World:
         """n different instructions, about subjects that the other split's pairs never name."""
         return self._talk.prompts(Draw(self.spec.version, "prompts", split, self.seed), n, split)
 
+    def talk(self, instruction: str, concept: int | str | Concept | None = None) -> Line:
+        """The line that an instruction stands for, without a reply: its truth has the frame, the subject, the concept.
+
+        Args:
+            instruction: as a user says it, such as `"tell me about the cat ."`.
+            concept: what a reply should have, `None` for none.
+
+        Raises:
+            WorldError: no frame of this world asks so, or there is no such concept.
+        """
+        return asked(self, instruction, concept)
+
     # -- facts, circuits, judging ------------------------------------------------------------------------------------
 
     @property
@@ -280,9 +293,9 @@ class World:
         key = f"{self.spec.version}/{self.seed}"
         return Corpus(self.grammar, read_share(self.folder / "share.yaml"), key)
 
-    def judge(self) -> WorldJudge:
-        """The exact judge of this world's lines."""
-        return WorldJudge(self)
+    def judge(self) -> Scorer:
+        """The exact judge of replies to this world's lines."""
+        return Scorer(self)
 
     def fluency(self, text: str) -> int:
         """0, 1 or 2; see `judge.fluency_score`."""

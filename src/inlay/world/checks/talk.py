@@ -12,6 +12,7 @@ from inlay.interventions.bank import Bank
 from inlay.interventions.closed_form import Add
 from inlay.interventions.edit import Edit
 from inlay.model.model import Model
+from inlay.world.asked import asked
 from inlay.world.checks.row import Row, auroc, ids, replies
 from inlay.world.concept import Concept
 from inlay.world.draw import Draw
@@ -51,14 +52,7 @@ def unsteered(model: Model, world: World) -> list[Row]:
 
 def score(world: World, concept: Concept, instruction: str, text: str) -> float:
     """The overall score of a reply to an instruction: concept, instruction and fluency."""
-    truth = next(
-        {"frame": f.name, "subject": s, "concept": concept.id}
-        for f in world.frames
-        for s in world.grammar.classes["SUBJ"]
-        if " ".join(f.ask.fill([s])) == instruction
-    )
-    line = Line("", "concepts", "talk", "test", [{"role": "user", "content": instruction}], None, [], truth)
-    return world.judge().one(line, text)["overall"]
+    return world.judge().one(asked(world, instruction, concept), text)["overall"]
 
 
 def _prompts(world: World) -> list[str]:

@@ -1,4 +1,4 @@
-"""A tour of inlay in under a minute, without a network: `make demo`.
+"""A tour of inlay in under a minute, without a network: `make tour`.
 
 On tidepool, the chat model that ships with inlay and whose language has a known truth: read activations, find the
 direction of a concept, steer with it and let the exact judge score the texts, give every row of a batch its own
@@ -40,26 +40,27 @@ def main() -> None:
     pairs = world.pairs(CONCEPT, n=72)
     print(f"with:    {pairs[0][0].reply}\nwithout: {pairs[0][1].reply}")
     direction = direction_of(model, world, CONCEPT)
-    print(f"{len(pairs)} pairs; the direction is scaled to the mean length of a state there, {direction.norm():.1f}")
+    print(f"{len(pairs)} pairs; strengths count in the mean length of a state there, {direction.scale:.1f}")
 
     title("3  Steer: add it while the model talks, and score what it says")
-    steer = inlay.Edit(SITE, inlay.Add(direction), tokens="all")
+    steer = direction.add()
     lines = list(world.lines("concepts", 20, "test", "talk"))
     print(f"{steer}\n\nstrength  concept  fluency  instruction   (0 to 2 each, exact)   the first text")
-    for strength in (0.0, 0.4, 0.6, 0.7, 0.8, 1.0):
+    for strength in (0.0, 0.2, 0.3, 0.4, 0.5, 0.7):
         texts = write(model, [line.prompt for line in lines], edit=steer, strength=strength)
         scores = judged(world, lines, texts)
         print(f"{strength:8.1f}  {scores[0]:7.2f}  {scores[1]:7.2f}  {scores[2]:11.2f}   {texts[0][:70]}")
 
     title("4  One batch, another concept for every row: a Bank")
     names = [CONCEPT, "sounds of the sea", "wildly gloomy words"]
-    bank = inlay.Edit(SITE, inlay.Bank([inlay.Add(0.8 * direction_of(model, world, name)) for name in names]))
+    each = [direction_of(model, world, name) for name in names]
+    bank = inlay.Edit(SITE, inlay.Bank([inlay.Add(0.5 * d.scale * d.vector) for d in each]))
     prompt = world.prompts(1)[0]
     for row, text in enumerate(write(model, [prompt] * 4, edit=bank, rows=[0, 1, 2, 3])):
         print(f"row {row} of the Bank ({['no edit', *names][row]}): {text}")
 
     title("5  Swap: take a fact from one prompt's run into another's")
-    base, source = (world.facts.ask(name, "home").text for name in ("bela", "cora"))
+    base, source = (world.facts.ask(name, "home").text for name in ("arlo", "cora"))
     words = [write(model, [text])[0] for text in (base, source)]
     print(f"{base!r} is answered {words[0]!r}, {source!r} {words[1]!r}; both are tokens of one kind:")
     print("The probabilities of the two, when the name's token takes the source's state after one block:")
@@ -77,7 +78,7 @@ def main() -> None:
         folder = steer.save(Path(temporary) / "kitchen", model)
         files = ", ".join(f"{file.name} ({file.stat().st_size} bytes)" for file in sorted(folder.iterdir()))
         loaded = inlay.Edit.from_pretrained(folder, model)
-    first, again = (write(model, [prompt], edit=edit, strength=0.8) for edit in (steer, loaded))
+    first, again = (write(model, [prompt], edit=edit, strength=0.4) for edit in (steer, loaded))
     print(f"{files}\nthe loaded edit writes the same text: {first == again}")
     assert first == again
 
@@ -88,16 +89,12 @@ def main() -> None:
     assert after == before
 
 
-def direction_of(model: inlay.Model, world: inlay.world.World, concept: str) -> torch.Tensor:
-    """The mean state of replies that have the concept, less that of their twins without, as long as a state is."""
-    means, lengths = [], []
-    for lines in zip(*world.pairs(concept, n=72), strict=True):
-        said = [line.reply for line in lines]
-        acts = model.read([line.prompt for line in lines], SITE, tokens="response", responses=said)
-        states = torch.cat(acts.rows(SITE))
-        means.append(states.mean(0))
-        lengths.append(states.norm(dim=-1).mean())
-    return torch.nn.functional.normalize(means[0] - means[1], dim=0) * lengths[0]
+def direction_of(model: inlay.Model, world: inlay.world.World, concept: str) -> inlay.directions.Direction:
+    """The mean state of replies that have the concept, less that of their twins without."""
+    with_it, without = (
+        [(pair[side].prompt, pair[side].reply) for pair in world.pairs(concept, n=72)] for side in (0, 1)
+    )
+    return inlay.directions.diff_mean(model, with_it, without, SITE, concept=concept, tokens="response")
 
 
 def judged(world: inlay.world.World, lines: list[inlay.world.Line], texts: list[str]) -> tuple[float, ...]:

@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-DEMO = Path(__file__).resolve().parents[1] / "examples" / "demo.py"
+TOUR = Path(__file__).resolve().parents[1] / "examples" / "tour.py"
 
 
 def test_the_tour() -> None:
-    done = subprocess.run([sys.executable, str(DEMO)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(TOUR)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = done.stdout
     assert "the loaded edit writes the same text: True" in said and "CHANGED" not in said
