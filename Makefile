@@ -71,7 +71,7 @@ demo: export OMP_NUM_THREADS := 1
 demo: venv ## find directions of 30 concepts, judge them, write a report (2 minutes)
 	@rm -rf build/demo
 	@$(VENV)/bin/inlay bench run --methods diff_mean,pca,lat,lda --site resid_post.1 --site resid_post.4 \
-	  --factors 0.15,0.3,0.45,0.6,0.8 --max-new-tokens 36 --out build/demo
+	  --factors 0.3,0.45,0.6,0.8 --max-new-tokens 36 --out build/demo
 
 tour: venv ## a tour of reading, steering and swapping: examples/tour.py
 	@$(PY) examples/tour.py
