@@ -97,7 +97,13 @@ def test_what_it_was_fitted_on_is_recorded() -> None:
         model(), concepts(1), ["lda"], SITE, tokens=slice(1, 3), seed=7, settings={"lda": {"shrinkage": 0.5}}
     )
     wanted = {"positives": 5, "negatives": 6, "read": "prompt[1:3]", "seed": 7, "shrinkage": 0.5, "tokens": 22}
-    assert found.data == wanted
+    texts = found.data.pop("texts")
+    assert found.data == wanted and len(texts) == 64
+
+    def hashed(n: int) -> list[str]:
+        return [d.data["texts"] for d in find(model(), concepts(n), site=SITE)]
+
+    assert hashed(2)[0] == hashed(1)[0] == texts != hashed(2)[1]  # of this concept's texts alone
 
 
 def test_settings_reach_the_method() -> None:

@@ -165,4 +165,4 @@ def test_tidepools_concepts_are_detected() -> None:
     assert easy >= 0.9
     assert mean(lambda k: along[1, k, k]) < 0.75
     assert abs(mean(lambda k: [len(line.tokens) for line in tests[k]]) - 0.5) < 0.2
-    assert mean(lambda k: torch.cat([along[0, k, k, :24], harder[0, k, k]])) < easy
+    assert 0.6 < mean(lambda k: torch.cat([along[0, k, k, :24], harder[0, k, k]])) <= easy

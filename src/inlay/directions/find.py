@@ -89,8 +89,9 @@ def _size(sample: Sample) -> tuple[int, float]:
 
 
 def _digest(keys: Sequence[str], yes: Sequence[int], no: Sequence[int]) -> str:
-    """SHA-256, in hex, of a concept's texts."""
-    return hashlib.sha256("\n".join([*(keys[i] for i in yes), "", *(keys[i] for i in no)]).encode()).hexdigest()
+    """SHA-256, in hex, of a concept's texts, in whatever order."""
+    sides = [sorted(keys[i] for i in side) for side in (yes, no)]
+    return hashlib.sha256("\n".join([*sides[0], "", *sides[1]]).encode()).hexdigest()
 
 
 def method_of(name: str) -> Method:
