@@ -19,6 +19,7 @@ from inlay.errors import BenchError
 if TYPE_CHECKING:
     from inlay.world.world import World
 
+PARTS = ("train", "eval")
 SHARED = -1  # the concept id of negatives that all concepts of a genre share
 CATEGORIES = ("positive", "negative", "hard negative")
 SIMPLE_ASK = 'Your answer must include content related to "{concept}", even if it does not make sense.'

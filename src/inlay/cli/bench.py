@@ -180,29 +180,24 @@ def concepts(
 ) -> None:
     """Show what a concept set holds, and what is doubtful about it: gaps of length and style."""
     with reported(debug):
+        from rich.box import SIMPLE
         from rich.console import Console
         from rich.table import Table
 
-        from inlay.bench import ConceptSet
+        from inlay.bench.concept_set import CATEGORIES, PARTS, ConceptSet
 
         made = ConceptSet.load(source, prompts=prompts)
         made = made if limit is None else made.first(limit)
-        table = Table(title=made.name)
-        for name in ("id", "concept", "genre", "train +", "train -", "eval +", "eval -", "hard -", "prompts", "words"):
-            table.add_column(name, overflow="fold")
+        table = Table(title=f"{made.name}: rows are positive / negative / hard negative", box=SIMPLE, padding=0)
+        for name in ("id", "genre", "train", "eval", "prompts"):
+            table.add_column(name, no_wrap=True)
+        table.add_column("concept", ratio=3)
+        table.add_column("its words", ratio=2)
         for c in made.concepts:
-            counts = [
-                len(made.of(c, part, category))
-                for part, category in (
-                    ("train", "positive"),
-                    ("train", "negative"),
-                    ("eval", "positive"),
-                    ("eval", "negative"),
-                    ("eval", "hard negative"),
-                )
-            ]
+            train, held = ([str(len(made.of(c, part, category))) for category in CATEGORIES] for part in PARTS)
             words = ", ".join(c.lexicon[:6]) + (" ..." if len(c.lexicon) > 6 else "")
-            table.add_row(str(c.id), c.name, c.genre, *map(str, counts), str(len(made.prompts.get(c.id, []))), words)
+            asked = str(len(made.prompts.get(c.id, [])))
+            table.add_row(str(c.id), c.genre, " / ".join(train[:2]), " / ".join(held), asked, c.name, words)
         Console().print(table)
         for warning in made.check():
             typer.echo(f"note: {warning}", err=True)
