@@ -63,6 +63,12 @@ class Bank(Intervention):
         """The tables [K + 1, ...], by the items' own names."""
         return {name: getattr(self, f"table{index}") for index, name in enumerate(self._names)}
 
+    def prepare(self, state: State) -> State:
+        """As the items' own, for the rows of the batch."""
+        mine = {name: tensor for name, tensor in state.items() if name != "rows"}
+        rows = {"rows": state["rows"]} if "rows" in state else {}
+        return {**rows, **self.template.prepare(mine)}
+
     def train(self, mode: bool = True) -> Self:
         """Set the mode of the Bank and of how it applies its rows (dropout)."""
         self.template.train(mode)

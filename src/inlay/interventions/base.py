@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from inlay.errors import EditError, SiteError
 from inlay.interventions import families
 from inlay.model.call import Call, State
+from inlay.model.sites import Site
+from inlay.model.tokens import Tokens
 
 Dims = Sequence[int] | slice | Tensor | None
 
@@ -53,15 +55,23 @@ class Intervention(nn.Module):
 
         Args:
             h: [rows, tokens, width].
-            state: what `state()` gave, or one row of a bank for each row of h (vectors then are [rows, 1, d], matrices
-                [rows, d, r], scalars [rows, 1, 1]).
+            state: what `prepare` made of `state()`, or of one row of a bank for each row of h (vectors then are
+                [rows, 1, d], matrices [rows, d, r], scalars [rows, 1, 1]).
             call: strength, source, module input and positions.
         """
         raise NotImplementedError(f"{type(self).__name__} must define transform(h, state, call)")
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors that `transform` takes, by name."""
+        """The tensors that it holds, by name: what is trained, stacked into a Bank and saved."""
         return {**dict(self.named_parameters()), **dict(self.named_buffers())}
+
+    def prepare(self, state: State) -> State:
+        """What `transform` takes, made of `state()` once a forward; by default the state itself.
+
+        For what is costly and the same at every Site and position, such as an orthonormal basis. In a Bank the tensors
+        are those of the batch's rows, stacked in front: [rows, ...].
+        """
+        return state
 
     def config(self) -> dict[str, Any]:
         """The attributes that are not tensors of the state and decide what it does, as JSON values."""
@@ -91,6 +101,12 @@ class Intervention(nn.Module):
         """The Sources whose activations it takes."""
         source = getattr(self, "source", None)
         return () if source is None else (source,)
+
+    def asks(self, model: Any, site: Site, tokens: Tokens) -> tuple[Site, Tokens]:
+        """What it reads of its source's run for an Edit at this Site of one layer and these tokens."""
+        (source,) = self.sources()
+        found: tuple[Site, Tokens] = source.asks(model, site, tokens)
+        return found
 
     def picked(self, pick: Callable[[Any], Any]) -> Intervention:
         """The same for some rows of a batch: where it has a paired source, with those rows of it."""
@@ -128,7 +144,7 @@ class Intervention(nn.Module):
 
     def forward(self, h: Tensor, call: Call | None = None) -> Tensor:
         """`transform` with the module's own state: what an Edit does to a Site's tensor, usable on any tensor."""
-        return self.transform(h, self.state(), call or Call())
+        return self.transform(h, self.prepare(self.state()), call or Call())
 
 
 def vector(values: Any, name: str) -> Tensor:

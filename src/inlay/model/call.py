@@ -60,7 +60,15 @@ class Transform(Protocol):
         ...
 
     def state(self) -> State:
-        """The tensors that `transform` takes; of a bank: tables [K + 1, ...] whose row 0 is neutral."""
+        """The tensors that it holds; of a bank: tables [K + 1, ...] whose row 0 is neutral."""
+        ...
+
+    def prepare(self, state: State) -> State:
+        """What `transform` takes, made of `state()` once a forward."""
+        ...
+
+    def asks(self, model: Any, site: Site, tokens: Tokens) -> tuple[Site, Tokens]:
+        """What it reads of its source's run for an Edit at this Site and these tokens."""
         ...
 
     def check(self, width: int, site: str) -> None:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -256,15 +256,15 @@ class Run:
 
     def _state(self, index: int, rows: Tensor | None) -> State:
         transform = self.transforms[index]
-        state: State = transform.state()
+        state, prepare = transform.state(), transform.prepare
         if not transform.banked:
-            return state
+            return cast(State, prepare(state))
         assert rows is not None
         gathered = {"rows": rows}
         for name, table in state.items():
             mine = self.near(index, name, table, rows.device).index_select(0, rows)
             gathered[name] = mine.reshape(mine.shape[0], *[1] * max(0, 3 - mine.ndim), *mine.shape[1:])
-        return gathered
+        return cast(State, prepare(gathered))
 
     def near(self, index: int, name: str, tensor: Tensor, device: torch.device) -> Tensor:
         """A tensor of transform `index` on a device; a fixed one is copied there once, not once a step."""

@@ -138,7 +138,7 @@ def _sources(
     paired = dict(whole)
     for indices in asked.values():
         source = parts[indices[0]].intervention.sources()[0]
-        asks = [source.asks(model, parts[i].site, parts[i].tokens) for i in indices]
+        asks = [parts[i].intervention.asks(model, parts[i].site, parts[i].tokens) for i in indices]
         distinct = list(dict.fromkeys(asks))
         found = dict(zip(distinct, source.activations(model, distinct), strict=True))
         for index, ask in zip(indices, asks, strict=True):
