@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Scale,
         Source,
         Swap,
+        When,
         Zero,
     )
     from inlay.model import Activations, Model, Site, Tokens, load, span
@@ -49,6 +50,7 @@ _HOMES = {
         "Scale",
         "Source",
         "Swap",
+        "When",
         "Zero",
     ),
 }
@@ -74,6 +76,7 @@ __all__ = [
     "Source",
     "Swap",
     "Tokens",
+    "When",
     "Zero",
     "__version__",
     "bench",

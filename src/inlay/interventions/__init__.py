@@ -11,6 +11,7 @@ from inlay.interventions.edit import Edit, Part
 from inlay.interventions.from_source import Mean, Swap
 from inlay.interventions.function import Function
 from inlay.interventions.source import Source
+from inlay.interventions.when import When
 from inlay.model.call import Call
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "Scale",
     "Source",
     "Swap",
+    "When",
     "Zero",
 ]

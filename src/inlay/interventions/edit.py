@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from inlay.errors import EditError
 from inlay.interventions.base import Intervention
 from inlay.interventions.function import Function
+from inlay.interventions.when import Condition
 from inlay.model.sites import Site
 from inlay.model.tokens import Tokens
 
@@ -24,16 +25,22 @@ class Part:
         tokens: which positions.
         intervention: what happens there.
         strength: a factor on the change, `None` for 1.
+        when: where it acts at all, `None` for everywhere.
+        joint: whether the selected positions are one state, side by side.
     """
 
     site: Site
     tokens: Tokens
     intervention: Intervention
     strength: float | None = None
+    when: Condition | None = None
+    joint: bool = False
 
     def __str__(self) -> str:
-        strength = "" if self.strength is None else f", strength={self.strength:g}"
-        return f"{type(self.intervention).__name__} at {self.site}, tokens={str(self.tokens)!r}{strength}"
+        more = "" if self.strength is None else f", strength={self.strength:g}"
+        more += ", joint=True" if self.joint else ""
+        more += "" if self.when is None else f", when={self.when!r}"
+        return f"{type(self.intervention).__name__} at {self.site}, tokens={str(self.tokens)!r}{more}"
 
 
 def _finite(strength: Any) -> float | None:
@@ -57,25 +64,40 @@ class Edit(nn.Module):
         intervention: an Intervention, or any module or function h -> h' (wrapped in `Function`).
         tokens: which positions; see `Tokens`.
         strength: a factor on the change that the intervention makes, `None` for 1.
+        when: a condition (`When`, or some of them joined by `&`, `|`, `~`): the change is made only where it holds.
+        joint: hand the intervention the selected positions side by side as one state, [rows, 1, positions * width], in
+            place of each by itself; every row must select as many.
 
     Raises:
         SiteError, TokensError: a spec is misspelled.
-        EditError: the intervention is not one, or the strength is not finite.
+        EditError: the intervention or the condition is not one, or the strength is not finite.
     """
 
-    def __init__(self, site: str | Site, intervention: Any, tokens: Any = "all", strength: float | None = None) -> None:
+    def __init__(
+        self,
+        site: str | Site,
+        intervention: Any,
+        tokens: Any = "all",
+        strength: float | None = None,
+        *,
+        when: Condition | None = None,
+        joint: bool = False,
+    ) -> None:
         super().__init__()
+        if when is not None and not isinstance(when, Condition):
+            raise EditError(f"when={when!r:.60} is not a condition: write When('resid_post.2', direction, above=0.0)")
         if isinstance(intervention, Tensor):
             raise EditError(
                 "an Edit takes an intervention, not a bare tensor: write Add(v) to add it, Replace(v) to set it"
             )
         made = intervention if isinstance(intervention, Intervention) else Function(intervention)
-        self._set((Part(Site.parse(site), Tokens.parse(tokens), made, _finite(strength)),), {})
+        self._set((Part(Site.parse(site), Tokens.parse(tokens), made, _finite(strength), when, joint),), {})
 
     def _set(self, parts: tuple[Part, ...], base: dict[str, Any]) -> None:
         self.parts = parts
         self.base = base
         self.interventions = nn.ModuleList(dict.fromkeys(part.intervention for part in parts))
+        self.conditions = nn.ModuleList(dict.fromkeys(part.when for part in parts if part.when is not None))
 
     @classmethod
     def of(cls, parts: tuple[Part, ...], base: dict[str, Any] | None = None) -> Edit:

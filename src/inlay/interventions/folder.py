@@ -20,6 +20,7 @@ from inlay.errors import EditError, FolderError, InlayError
 from inlay.interventions.base import Intervention
 from inlay.interventions.edit import Edit, Part
 from inlay.interventions.source import Source
+from inlay.interventions.when import described
 from inlay.model.sites import Site
 from inlay.model.tokens import Tokens
 
@@ -53,6 +54,11 @@ def write(edit: Edit, folder: Path, model: Any = None) -> Path:
             row |= _describe(part.intervention, index, sources)
             state = part.intervention.state()
             tensors |= {f"part{index}.{name}": t.detach().cpu().contiguous().clone() for name, t in state.items()}
+        row |= {"joint": part.joint, "when": None}
+        if part.when is not None:
+            decides: dict[str, Tensor] = {}
+            row["when"] = part.when.describe(decides, f"part{index}.when")
+            tensors |= {name: t.detach().cpu().contiguous().clone() for name, t in decides.items()}
         parts.append(row)
     card = {
         "format": FORMAT,
@@ -141,7 +147,9 @@ def _part(row: Any, index: int, parts: list[Part], tensors: Mapping[str, Tensor]
         made = parts[row["same_as"]].intervention
     else:
         made = _rebuild(row, index, tensors, sources)
-    checked = Edit(Site.parse(row["site"]), made, Tokens.parse(row["tokens"]), row["strength"])
+    when = None if row["when"] is None else described(row["when"], tensors, f"part{index}.when")
+    where = Site.parse(row["site"]), made, Tokens.parse(row["tokens"]), row["strength"]
+    checked = Edit(*where, when=when, joint=row["joint"])
     return checked.parts[0]
 
 

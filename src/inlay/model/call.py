@@ -76,6 +76,42 @@ class Transform(Protocol):
         ...
 
 
+class LeafLike(Protocol):
+    """A test of the state at one Site.
+
+    Attributes:
+        pool: how the positions at `tokens` make one verdict: `"any"` of them passes, or their `"mean"` state.
+    """
+
+    pool: str
+
+    @property
+    def site(self) -> Site:
+        """Where it is read."""
+        ...
+
+    @property
+    def tokens(self) -> Tokens | None:
+        """Where a row decides, `None` where every position decides for itself."""
+        ...
+
+    def passes(self, h: Tensor) -> Tensor:
+        """Which of the states h [R, T, width] pass, bool [R, T]."""
+        ...
+
+
+class ConditionLike(Protocol):
+    """Where a part of an Edit acts, given where its leaves hold."""
+
+    def leaves(self) -> tuple[LeafLike, ...]:
+        """The tests that it is made of."""
+        ...
+
+    def holds(self, verdicts: Any) -> Tensor:
+        """Bool [R, T] or [R, 1], given that of every leaf."""
+        ...
+
+
 class PartLike(Protocol):
     """One Site x Tokens x Intervention of an Edit."""
 
@@ -97,6 +133,16 @@ class PartLike(Protocol):
     @property
     def strength(self) -> float | None:
         """A factor on the change, `None` for 1."""
+        ...
+
+    @property
+    def when(self) -> Any:
+        """Where it acts: a `ConditionLike`, `None` for everywhere."""
+        ...
+
+    @property
+    def joint(self) -> bool:
+        """Whether the selected positions are handed over side by side, as one state."""
         ...
 
 

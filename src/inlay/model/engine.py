@@ -23,6 +23,7 @@ from inlay.model.frame import Frame, Prompt, Text
 from inlay.model.passes import Pass, Taken, Tally, Want
 from inlay.model.sitemap import SiteMap
 from inlay.model.sites import Site
+from inlay.model.tokens import Tokens
 
 _runs = itertools.count()
 
@@ -76,10 +77,13 @@ class Run:
         self.site_names = [str(part.site) for part in parts]
         self.factors = [None if p.strength is None else torch.tensor(float(p.strength)) for p in parts]
         self.taken: list[list[Taken]] = [[] for _ in wants]
+        self.leaves = list(dict.fromkeys(leaf for p in parts if p.when is not None for leaf in p.when.leaves()))
         asked = [*(part.tokens for part in parts), *(want.tokens for want in wants)]
+        asked += [leaf.tokens or Tokens.parse("all") for leaf in self.leaves]
         self.specs = list(dict.fromkeys(asked))
         self.spec_of = [self.specs.index(tokens) for tokens in asked]
         self.counts: list[Tensor | int] = [0] * len(self.specs)
+        self.acted: dict[int, Tensor | int] = {i: 0 for i, part in enumerate(parts) if part.when is not None}
         self.transforms = list({id(part.intervention): part.intervention for part in parts}.values())
         self.transform_of = [[t is p.intervention for t in self.transforms].index(True) for p in parts]
         self.inside = False
@@ -312,7 +316,8 @@ class Run:
         if not self.calls:
             return None
         known = [reached or self.compiled for reached in self.reached]  # a compiled block does not say
-        return [count if reached else 0 for count, reached in zip(self.selected, known, strict=True)]
+        counts = [int(self.acted.get(index, count)) for index, count in enumerate(self.selected)]
+        return [count if reached else 0 for count, reached in zip(counts, known, strict=True)]
 
     @property
     def selected(self) -> list[int]:

@@ -40,16 +40,22 @@ def fingerprint(model: Model, data: Sequence[Row], wants: list[Want], parts: Seq
         say((str(want.site), want.before))
         say(want.tokens)
     for part in parts:
-        say((str(part.site), part.strength, part.intervention.kind))
+        say((str(part.site), part.strength, part.intervention.kind, part.joint))
         say(part.tokens)
         say(getattr(part.intervention, "f", None))
         for source in part.intervention.sources():
-            for values, real in source.activations(model, [source.asks(model, part.site, part.tokens)]):
+            for values, real in source.activations(model, [part.intervention.asks(model, part.site, part.tokens)]):
                 say(values)
                 say(real)
         for name, tensor in sorted(part.intervention.state().items()):
             say(name)
             say(tensor)
+        say(repr(part.when))
+        for leaf in part.when.leaves() if part.when is not None else ():
+            say(leaf.tokens)
+            say(getattr(leaf.scorer, "f", None))
+            for tensor in leaf.state_dict().values():
+                say(tensor)
     for one in rest:
         say(one)
     return said.hexdigest()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ class Prompt:
         ids: int64 [R, S], `None` when the run started from embeddings.
         device: where the masks live.
         tables: for each Tokens of the run its mask over the known slots, bool [R, S], or `None` for all.
+        held: what the rows decided so far by each condition that decides once a row.
     """
 
     rows: int
@@ -48,6 +50,7 @@ class Prompt:
     ids: Tensor | None = None
     tables: list[Tensor | None] = field(default_factory=list)
     numbers: Sequence[int] | None = None
+    held: dict[Any, Any] = field(default_factory=dict)
 
     def resolve(self, wanted: Sequence[Tokens], text: Text | None) -> None:
         """Fill `tables`. One host synchronisation where a spec names single positions, spans or a chat's turn end.

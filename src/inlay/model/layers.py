@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from inlay.errors import ModelError, SiteError
 from inlay.model import at_site, attention
+from inlay.model.call import LeafLike
 from inlay.model.frame import Frame
 from inlay.model.patch import Args, Kwargs, Layer
 from inlay.model.places import Place, pick, put_back
@@ -35,7 +36,8 @@ class Write:
         h = self.place.get(whole, rows)
         if not self.place.width:  # a raw Site's shape shows only here
             _check_raw(self.run, self.place, h)
-            self.run.parts[self.index].intervention.check(h.shape[-1], self.run.site_names[self.index])
+            if not self.run.parts[self.index].joint:
+                self.run.parts[self.index].intervention.check(h.shape[-1], self.run.site_names[self.index])
         if given is not None and given.ndim == 2 and h.ndim == 3:
             given = given.unflatten(0, (rows, -1))
         new = at_site.write(self.run, self.index, h, given)
@@ -59,6 +61,23 @@ class Read:
         if not self.place.width:
             _check_raw(self.run, self.place, h)
         at_site.read(self.run, self.index, h, whole, self.place.fragile)
+        return whole
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Note where a condition holds."""
+
+    run: Run
+    place: Place
+    leaf: LeafLike
+
+    def __call__(self, whole: Tensor, rows: int, given: Tensor | None) -> Tensor:
+        """Look at the tensor at the place."""
+        h = self.place.get(whole, rows)
+        if not self.place.width:
+            _check_raw(self.run, self.place, h)
+        at_site.watch(self.run, self.leaf, h)
         return whole
 
 
@@ -237,7 +256,7 @@ class AttentionLayer(Layer):
     def __init__(self, run: Run, module: nn.Module) -> None:
         super().__init__(run.here)
         self.run, self.module = run, module
-        self.ops: dict[str, list[Write | Read]] = {side: [] for side in ATTENTION_SIDES}
+        self.ops: dict[str, list[Write | Read | Watch]] = {side: [] for side in ATTENTION_SIDES}
 
     def around(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call the module with its attention function open."""
@@ -252,10 +271,10 @@ class AttentionLayer(Layer):
             whole = self._key(op, whole) if side == "key" else op(whole, rows, None)
         return whole
 
-    def _key(self, op: Write | Read, whole: Tensor) -> Tensor:
+    def _key(self, op: Write | Read | Watch, whole: Tensor) -> Tensor:
         """Keys come with the cached ones, which were stored unedited: a write selects over all of them anew."""
         frame = self.run.current.frame
-        if isinstance(op, Read):
+        if not isinstance(op, Write):
             op(whole[:, :, whole.shape[2] - frame.length :], frame.rows, None)
             return whole
         if isinstance(frame.start, Tensor):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from typing import Any
 
 from torch import Tensor
 
@@ -52,6 +53,7 @@ class Pass:
     chosen: list[Selection]
     strength: Tensor | None
     rows: Tensor | None
+    verdicts: dict[Any, Tensor] = field(default_factory=dict)
     gathers: dict[int, tuple[Tensor, Tensor] | None] = field(default_factory=dict)
     kept: dict[int, Tensor] = field(default_factory=dict)
 
@@ -77,7 +79,7 @@ class Tally:
             EditError: naming the part and why.
         """
         for part, (index, count), chosen in zip(parts, enumerate(self.touched), self.chosen, strict=False):
-            if not count:
+            if not (count if part.when is None else chosen):  # a condition may hold nowhere
                 why = "its module did not run" if chosen else "no position was selected"
                 raise EditError(
                     f"part {index} of the Edit ({part.site}, tokens={str(part.tokens)!r}) changed nothing in "

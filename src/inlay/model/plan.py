@@ -5,8 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from inlay.errors import SiteError
+from inlay.model.call import LeafLike, PartLike
 from inlay.model.following import Planned, RootLayer, follow
-from inlay.model.layers import ATTENTION_SIDES, AttentionLayer, KeepLayer, MidLayer, Read, RouterLayer, SiteLayer, Write
+from inlay.model.layers import (
+    ATTENTION_SIDES,
+    AttentionLayer,
+    KeepLayer,
+    MidLayer,
+    Read,
+    RouterLayer,
+    SiteLayer,
+    Watch,
+    Write,
+)
 from inlay.model.places import Place
 from inlay.model.sites import Site
 
@@ -58,11 +69,24 @@ def plan(run: Run) -> list[Planned]:
             mids[want.site.layer].reads.append(index)
         elif want.before or want.site.name == "resid_mid":  # which is written elsewhere, and may be mlp_in's place too
             add(place, Read(run, place, index))
+    watched: set[LeafLike] = set()
+
+    def watch(leaf: LeafLike) -> None:
+        if leaf not in watched:
+            watched.add(leaf)
+            add(place_of(run, leaf.site), Watch(run, place_of(run, leaf.site), leaf))
+
     for index, part in enumerate(run.parts):
         place = place_of(run, part.site)
-        part.intervention.check(place.width, str(part.site))
+        if not part.joint:
+            part.intervention.check(place.width, str(part.site))
+        for leaf in _leaves(run, part):
+            if _one_tensor(place, place_of(run, leaf.site)):  # its state before this part, and after those before it
+                watch(leaf)
         if part.site.name != "resid_mid":
             add(place, Write(run, place, index))
+    for leaf in run.leaves:
+        watch(leaf)
     for index, want in enumerate(run.wants):
         if not want.before and want.site.name != "resid_mid":
             place = place_of(run, want.site)
@@ -73,6 +97,26 @@ def plan(run: Run) -> list[Planned]:
         planned.append((run.base.get_submodule(pre.path), "forward", KeepLayer(run, pre, layer)))
         planned.append((run.base.get_submodule(mid.place.path), "forward", mid))
     return planned
+
+
+def _leaves(run: Run, part: PartLike) -> tuple[LeafLike, ...]:
+    """The conditions of a part.
+
+    Raises:
+        SiteError: one lies at no single Site, or on the `resid_mid` that the part itself writes.
+    """
+    leaves: tuple[LeafLike, ...] = () if part.when is None else part.when.leaves()
+    for leaf in leaves:
+        if "resid_mid" == leaf.site.name == part.site.name:
+            raise SiteError(
+                f"a condition at {leaf.site} cannot decide on an edit of {part.site}: no module gives that tensor "
+                "before the edit; use attn_out or resid_pre"
+            )
+    return leaves
+
+
+def _one_tensor(a: Place, b: Place) -> bool:
+    return (a.path, a.side, a.key) == (b.path, b.side, b.key)
 
 
 def _mids(run: Run) -> dict[int | None, MidLayer]:

@@ -80,6 +80,7 @@ def _picked(model: Model, parts: Sequence[Any], cut: Cut) -> list[Any]:
             part,
             tokens=part.tokens.pick(cut.rows, cut.total, cut.longest),
             intervention=part.intervention.picked(source),
+            when=part.when and part.when.pick(cut.rows, cut.total, cut.longest),
         )
 
     return [one(part) for part in parts]
