@@ -151,7 +151,7 @@ def _held(run: Run, index: int, h: Tensor, frame: Frame) -> Tensor:
 
 def _source(run: Run, index: int, h: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
     """The source's values paired with h, [R, T, W], and where there is one to pair, bool [R, T]."""
-    values, real = run.sources[index]
+    values, real = run.source(index)
     _need_width(run, index, values, h)
     spec = run.spec_of[index]
     rank = frame.order(run.specs[spec], frame.prompt.tables[spec])

@@ -24,6 +24,7 @@ from inlay.model.passes import Pass, Taken, Tally, Want
 from inlay.model.sitemap import SiteMap
 from inlay.model.sites import Site
 from inlay.model.tokens import Tokens
+from inlay.model.windows import Live, Window
 
 _runs = itertools.count()
 
@@ -47,7 +48,7 @@ class Run:
         strength: Tensor | None = None,
         prompt_mask: Tensor | None = None,
         attended: Tensor | None = None,
-        sources: Mapping[int, tuple[Tensor, Tensor | None]] | None = None,
+        sources: Mapping[int, tuple[Tensor, Tensor | None] | Live] | None = None,
         constants: Mapping[int, Tensor] | None = None,
         text: Text | None = None,
         stop: bool = False,
@@ -56,6 +57,7 @@ class Run:
         start_at: tuple[Site, Tensor] | None = None,
         numbers: Sequence[int] | None = None,
         tally: Tally | None = None,
+        window: Window | None = None,
     ) -> None:
         from inlay.model.layers import AttentionLayer
         from inlay.model.plan import plan
@@ -65,7 +67,7 @@ class Run:
         self.rows, self.strength, self.prompt_mask, self.attended = rows, strength, prompt_mask, attended
         self.sources, self.constants = sources or {}, constants or {}
         self.text, self.stop, self.grads, self.whole = text, stop, grads, grads or whole
-        self.numbers, self.tally = numbers, tally
+        self.numbers, self.tally, self.window = numbers, tally, window
         self.here = patch.Here()
         self.now: Pass | None = None
         self.last: Pass | None = None
@@ -226,6 +228,7 @@ class Run:
         first = embeds if embeds is not None else ids
         if first is None:
             first = next((v for v in values.values() if isinstance(v, Tensor)), None)
+        ids, first = self.mine(ids), self.mine(first)
         if first is None:
             raise ModelError("the forward got no tensor that inlay could count tokens in")
         rows, length = first.shape[:2]
@@ -238,7 +241,8 @@ class Run:
             return Frame(self.generation, rows, length, start)
         if isinstance(start, Tensor):
             start = int(start)
-        slots, mask = start + length, values.get("attention_mask", self.attended)
+        slots = start + length
+        mask = self.mine(values["attention_mask"]) if "attention_mask" in values else self.attended
         given = isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == slots
         prompt = self.prompt(rows, slots, first.device, mask if given else None, None if start else ids)
         return Frame(prompt, rows, length, start)
@@ -266,8 +270,11 @@ class Run:
         assert rows is not None
         gathered = {"rows": rows}
         for name, table in state.items():
-            mine = self.near(index, name, table, rows.device).index_select(0, rows)
-            gathered[name] = mine.reshape(mine.shape[0], *[1] * max(0, 3 - mine.ndim), *mine.shape[1:])
+            mine = self.near(index, name, table, rows.device)
+            if name not in transform.common:
+                mine = mine.index_select(0, rows)
+                mine = mine.reshape(mine.shape[0], *[1] * max(0, 3 - mine.ndim), *mine.shape[1:])
+            gathered[name] = mine
         return cast(State, prepare(gathered))
 
     def near(self, index: int, name: str, tensor: Tensor, device: torch.device) -> Tensor:
@@ -290,14 +297,27 @@ class Run:
             here = frame.rows * frame.length if mask is None else mask.sum() * (frame.rows // mask.shape[0])
             self.counts[index] = self.counts[index] + here
 
+    def mine(self, whole: Any) -> Any:
+        """The run's own rows of a batch's tensor [rows, ...], or [rows * tokens, ...]."""
+        return whole if self.window is None or not isinstance(whole, Tensor) else self.window.get(whole)
+
+    def back(self, whole: Tensor, new: Tensor) -> Tensor:
+        """The batch's tensor with the run's own rows replaced."""
+        return new if self.window is None else self.window.put(whole, new)
+
+    def source(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """The values that part `index` takes, [R or 1, k, W], and which are real."""
+        found = self.sources[index]
+        return found.values(self.site_names[index]) if isinstance(found, Live) else found
+
     def _check_sources(self, prompt: Prompt) -> None:
-        for index, (values, real) in self.sources.items():
+        for index, source in self.sources.items():
             spec, table = self.specs[self.spec_of[index]], prompt.tables[self.spec_of[index]]
             if spec.tail or torch.compiler.is_compiling():
                 continue
             mine = prompt.part("all" if spec.everything else "prompt") if table is None else table
             have = mine.sum(1)
-            given = torch.full_like(have, values.shape[1]) if real is None else real.sum(1).to(have.device)
+            given = _counts(source, have)
             if given.shape[0] not in (1, have.shape[0]):
                 raise TokensError(
                     f"{self.parts[index].site}: the source has {given.shape[0]} rows, the batch {have.shape[0]}"
@@ -346,3 +366,11 @@ class Run:
         """The pass of the forward that is running."""
         assert self.now is not None
         return self.now
+
+
+def _counts(source: tuple[Tensor, Tensor | None] | Live, have: Tensor) -> Tensor:
+    """How many positions a source gives in each of its rows, int64 [rows]."""
+    if isinstance(source, Live):
+        return source.counts()
+    values, real = source
+    return torch.full_like(have, values.shape[1]) if real is None else real.sum(1).to(have.device)

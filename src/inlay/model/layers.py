@@ -133,10 +133,11 @@ class SiteLayer(Layer):
         return output
 
     def _run(self, ops: Iterable[Op], whole: Tensor, given: Tensor | None) -> Tensor:
-        rows = self.run.current.frame.rows
+        rows, given = self.run.current.frame.rows, self.run.mine(given)
+        mine = new = self.run.mine(whole)
         for op in ops:
-            whole = op(whole, rows, given)
-        return whole
+            new = op(new, rows, given)
+        return whole if new is mine else self.run.back(whole, new)
 
 
 class KeepLayer(Layer):
@@ -151,7 +152,7 @@ class KeepLayer(Layer):
         if self.run.acting():
             key = self.place.key
             whole = args[key] if isinstance(key, int) else kwargs[str(key)]
-            self.run.current.kept[self.layer] = self.place.get(whole, self.run.current.frame.rows)
+            self.run.current.kept[self.layer] = self.place.get(self.run.mine(whole), self.run.current.frame.rows)
         return call(*args, **kwargs)
 
 
@@ -174,8 +175,8 @@ class MidLayer(Layer):
         """Read the middle where that is wanted before the edits, then add what they change."""
         if not self.run.acting():
             return output
-        whole = pick(output, self.place.key)
-        rows = self.run.current.frame.rows
+        batch = pick(output, self.place.key)
+        whole, rows = self.run.mine(batch), self.run.current.frame.rows
         out = self.place.get(whole, rows)
         middle = self.run.current.kept[self.layer] + (out if self.place.scale == 1.0 else out * self.place.scale)
         for index in self.reads:
@@ -187,7 +188,8 @@ class MidLayer(Layer):
             return output
         change = new - middle
         change = change if self.place.scale == 1.0 else change / self.place.scale
-        return put_back(output, self.place.key, self.place.put(whole, out + change, rows))
+        new = self.run.back(batch, self.place.put(whole, out + change, rows))
+        return put_back(output, self.place.key, new)
 
 
 def _first_key(args: Args, kwargs: Kwargs) -> int | str:
@@ -231,10 +233,11 @@ class RouterLayer(Layer):
 
     def _act(self, logits: Tensor) -> Tensor:
         rows = self.run.current.frame.rows
-        shape = logits.shape
+        flat = logits.reshape(-1, logits.shape[-1])
+        mine = new = self.run.mine(flat)
         for op in self.ops:
-            logits = op(logits.reshape(-1, shape[-1]), rows, None).reshape(shape)
-        return logits
+            new = op(new, rows, None)
+        return logits if new is mine else self.run.back(flat, new).reshape(logits.shape)
 
 
 class _OnFirstLinear(TorchFunctionMode):
@@ -267,9 +270,10 @@ class AttentionLayer(Layer):
 
     def _inside(self, side: str, whole: Tensor) -> Tensor:
         rows = self.run.current.frame.rows
+        mine = new = self.run.mine(whole)
         for op in self.ops[side]:
-            whole = self._key(op, whole) if side == "key" else op(whole, rows, None)
-        return whole
+            new = self._key(op, new) if side == "key" else op(new, rows, None)
+        return whole if new is mine else self.run.back(whole, new)
 
     def _key(self, op: Write | Read | Watch, whole: Tensor) -> Tensor:
         """Keys come with the cached ones, which were stored unedited: a write selects over all of them anew."""

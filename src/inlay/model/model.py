@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from inlay.errors import SiteError
 from inlay.model import generating, reading, resume
+from inlay.model import worlds as side_by_side
 from inlay.model.activations import Activations
 from inlay.model.discover import discover, given_map
 from inlay.model.engine import Run
@@ -215,6 +216,7 @@ class Model:
         tokens: Any = "all",
         before: bool = False,
         loss: bool = False,
+        worlds: bool = False,
         chat: bool | None = None,
         **kwargs: Any,
     ) -> Output:
@@ -228,14 +230,22 @@ class Model:
             tokens: which tokens to read.
             before: read before the Edit acts at the same Site; by default after.
             loss: also compute the language-model loss, on the responses where there are any.
+            worlds: run the Edit's Sources as more rows of the same forward instead of in forwards of their own, which
+                end at the last Site that is taken. Worth it where a forward's cost hardly grows with its rows (few
+                short rows, or a GPU that waits for kernels); each source Site must lie no higher than the Site that
+                takes it. Rounding differs, as between any two batch sizes.
             chat: whether plain strings are user turns.
             **kwargs: passed on to the model.
 
         Raises:
             InlayError: prompts, Sites, Tokens or Edit do not fit; see their classes.
         """
-        batch = pad(self.encoder.rows(prompts, responses, chat), self.pad_id, self.device)
-        wants = wanted(self, read, tokens, before)
+        data, wants = self.encoder.rows(prompts, responses, chat), wanted(self, read, tokens, before)
+        if worlds:
+            options = {"rows": rows, "strength": strength}
+            found, base, mask = side_by_side.run(self, data, edit, wants, options, kwargs, loss)
+            return Output(found, reading.collect(base), base.touched, mask)
+        batch = pad(data, self.pad_id, self.device)
         run = make_run(self, edit, wants, rows=rows, strength=strength, prompt_mask=batch.prompt, attended=batch.mask)
         if loss:
             real = batch.mask.bool() if batch.prompt is None else batch.mask.bool() & ~batch.prompt

@@ -23,6 +23,7 @@ from inlay.model.plan import place_of
 from inlay.model.running import Cut, expanded, make_run, wanted
 from inlay.model.sites import HEADED, Site
 from inlay.model.tokens import Given, InstEnd, Range, Tokens
+from inlay.model.windows import Live
 
 if TYPE_CHECKING:
     from inlay.model.model import Model, Output
@@ -113,7 +114,7 @@ def read(
         raise InputError(f"batch_tokens={batch_tokens} and shard_rows={shard_rows} must be at least 1")
     batches = plan_batches(data, batch_tokens)
     pooled: dict[int, Tensor] = {}
-    whole: dict[int, tuple[Tensor, Tensor | None]] = {}
+    whole: dict[int, tuple[Tensor, Tensor | None] | Live] = {}
     parts, tally = expanded(model, edit), Tally()
     _check_count(len(data), rows=rows, strength=strength)
     for spec in [wants[0].tokens, *(part.tokens for part in parts)]:

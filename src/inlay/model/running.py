@@ -12,7 +12,9 @@ from torch import Tensor
 from inlay.errors import EditError, SiteError
 from inlay.model.engine import Run
 from inlay.model.passes import Tally, Want
+from inlay.model.sites import Site
 from inlay.model.tokens import Tokens
+from inlay.model.windows import Live
 
 if TYPE_CHECKING:
     from inlay.model.model import Model
@@ -26,6 +28,7 @@ def make_run(
     rows: Any = None,
     strength: Any = None,
     cut: Cut | None = None,
+    beside: Mapping[int, Run] | None = None,
     **more: Any,
 ) -> Run:
     """A Run of `model` under an Edit.
@@ -36,6 +39,7 @@ def make_run(
         wants: what to read.
         rows, strength: as in `Model.edited`.
         cut: which of all rows this run is of, where a job is run in batches.
+        beside: the runs of Sources in the same forward, by the Source's id; others are run now.
         **more: see `Run`.
 
     Raises:
@@ -49,7 +53,7 @@ def make_run(
         more |= {"numbers": cut.rows, "tally": cut.tally}
         chosen = chosen if chosen is None else chosen[cut.rows]
         factor = factor if factor is None or not factor.ndim else factor[cut.rows]
-    sources, constants = _sources(model, parts, cut.constants if cut else {}, cut.whole if cut else {})
+    sources, constants = _sources(model, parts, cut.constants if cut else {}, cut.whole if cut else {}, beside or {})
     if cut is not None:  # a source that belongs to no single row is run in the first batch and kept
         cut.whole |= {i: sources[i] for i in sources if parts[i].intervention.source is every[i].intervention.source}
     return Run(
@@ -102,7 +106,7 @@ class Cut:
     rows: list[int]
     total: int
     constants: dict[int, Tensor]
-    whole: dict[int, tuple[Tensor, Tensor | None]]
+    whole: dict[int, tuple[Tensor, Tensor | None] | Live]
     longest: int
     tally: Tally
 
@@ -128,8 +132,9 @@ def _sources(
     model: Model,
     parts: Sequence[Any],
     known: dict[int, Tensor],
-    whole: Mapping[int, tuple[Tensor, Tensor | None]],
-) -> tuple[dict[int, tuple[Tensor, Tensor | None]], dict[int, Tensor]]:
+    whole: Mapping[int, tuple[Tensor, Tensor | None] | Live],
+    beside: Mapping[int, Run],
+) -> tuple[dict[int, tuple[Tensor, Tensor | None] | Live], dict[int, Tensor]]:
     """Run every distinct Source once, for all the Sites that ask for it."""
     asked: dict[int, list[int]] = {}
     for index, part in enumerate(parts):
@@ -140,19 +145,28 @@ def _sources(
     for indices in asked.values():
         source = parts[indices[0]].intervention.sources()[0]
         asks = [parts[i].intervention.asks(model, parts[i].site, parts[i].tokens) for i in indices]
+        if run := beside.get(id(source)):
+            for index, ask in zip(indices, asks, strict=True):
+                _check_width(model, parts[index].site, ask[0], model.sites().width(ask[0]))
+                paired[index] = Live(run, [(w.site, w.tokens) for w in run.wants].index(ask), source.grad)
+            continue
         distinct = list(dict.fromkeys(asks))
         found = dict(zip(distinct, source.activations(model, distinct), strict=True))
         for index, ask in zip(indices, asks, strict=True):
             values, real = found[ask]
-            width, site = model.sites().width(parts[index].site), parts[index].site
-            if width > 0 and values.shape[-1] != width:
-                raise SiteError(f"the source at {ask[0]} has width {values.shape[-1]}, and {site} has width {width}")
+            _check_width(model, parts[index].site, ask[0], values.shape[-1])
             constant = parts[index].intervention.reduce(values, real)
             if constant is None:
                 paired[index] = (values, real)
             else:
                 known[index] = constant
     return paired, known
+
+
+def _check_width(model: Model, site: Site, ask: Site, have: int) -> None:
+    width = model.sites().width(site)
+    if width > 0 and have > 0 and have != width:
+        raise SiteError(f"the source at {ask} has width {have}, and {site} has width {width}")
 
 
 def _strength(strength: Any) -> Tensor | None:
