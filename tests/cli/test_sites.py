@@ -76,7 +76,7 @@ def test_no_such_folder(refused: Callable[..., str], tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_model(refused: Callable[..., str], tmp_path: Path) -> None:
-    assert "could not be loaded as a causal language model" in refused("sites", tmp_path)
+    assert "could not be loaded as a language model" in refused("sites", tmp_path)
 
 
 def test_debug_lets_the_error_through(inlay_command: Command, tmp_path: Path) -> None:

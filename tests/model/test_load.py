@@ -316,12 +316,12 @@ def test_an_unknown_architecture(tmp_path: Path) -> None:
         inlay.load(tmp_path)
 
 
-def test_a_model_that_is_no_causal_language_model(tmp_path: Path) -> None:
-    from transformers import T5Config, T5ForConditionalGeneration
+def test_a_model_that_is_no_language_model(tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTModel
 
-    config = T5Config(vocab_size=32, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
-    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="could not be loaded as a causal language model"):
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTModel(ViTConfig(**shape, image_size=8, patch_size=4)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="could not be loaded as a language model"):
         inlay.load(tmp_path)
 
 

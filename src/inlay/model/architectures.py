@@ -34,6 +34,7 @@ BEFORE_MLP = (
     "feedforward_layernorm",
 )
 FINAL_NORM = ("norm", "final_layer_norm", "ln_f", "final_layernorm", "norm_f", "final_norm", "layer_norm")
+DECODER_LAYERS = ("num_decoder_layers", "decoder_layers")
 HEAD = ("lm_head", "embed_out", "head", "output")
 
 Layout = Callable[[Any, int, int], "tuple[Fused, Fused, Fused]"]

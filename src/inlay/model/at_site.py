@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from inlay.errors import EditError, SiteError, TokensError
+from inlay.errors import EditError, TokensError
 from inlay.model.call import Call, LeafLike, State
 from inlay.model.frame import Frame, Selection
+from inlay.model.pairing import need_width, paired
 from inlay.model.passes import Pass, Stop, Taken
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ def write(
     source = mask = None
     if index in run.constants:
         source = run.constants[index]
-        _need_width(run, index, source, h)
+        need_width(run, index, source, h)
     elif index in run.sources:
-        source, mask = _source(run, index, h, frame)
+        source, mask = paired(run, index, h, frame)
     call = Call(
         strength=_scaled(now.strength, run.factors[index], h),
         source=source,
@@ -149,28 +150,6 @@ def _held(run: Run, index: int, h: Tensor, frame: Frame) -> Tensor:
     return held
 
 
-def _source(run: Run, index: int, h: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
-    """The source's values paired with h, [R, T, W], and where there is one to pair, bool [R, T]."""
-    values, real = run.source(index)
-    _need_width(run, index, values, h)
-    spec = run.spec_of[index]
-    rank = frame.order(run.specs[spec], frame.prompt.tables[spec])
-    count: Tensor | int = values.shape[1] if real is None else _spread(real.sum(1, keepdim=True), h.shape[0])
-    inside = rank < (count.to(rank.device) if isinstance(count, Tensor) else count)
-    values = _spread(values, h.shape[0]).to(h.device, h.dtype)
-    place = rank.clamp(max=values.shape[1] - 1).to(h.device).expand(h.shape[0], -1)
-    return values.gather(1, place[..., None].expand(-1, -1, h.shape[-1])), inside
-
-
-def _need_width(run: Run, index: int, values: Tensor, h: Tensor) -> None:
-    """Raise where a source's width is not the state's, which only the forward shows of patterns and raw Sites."""
-    if values.shape[-1] != h.shape[-1]:
-        raise SiteError(
-            f"{run.parts[index].site}: the source has width {values.shape[-1]}, and the state {h.shape[-1]}; "
-            "a pattern's width is heads x keys, so both runs need as many keys"
-        )
-
-
 def _state(run: Run, index: int, device: torch.device) -> State:
     """The state of transform `index` on the Site's device."""
     state = run.current.states[index]
@@ -214,13 +193,6 @@ def _gather(run: Run, index: int, h: Tensor, now: Pass) -> tuple[Tensor, Tensor]
             mask = torch.zeros(h.shape[0], h.shape[1], dtype=torch.bool, device=h.device)
         now.gathers[spec] = None if mask is None else _positions(mask.expand(h.shape[0], -1))
     return now.gathers[spec]
-
-
-def _spread(values: Tensor, rows: int) -> Tensor:
-    """Values of some rows, [r, ...], for the R rows of a batch: one for all, or each for its own share."""
-    if values.shape[0] == 1:
-        return values.expand(rows, *values.shape[1:])
-    return values if values.shape[0] == rows else values.repeat_interleave(rows // values.shape[0], 0)
 
 
 def _positions(mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,6 +45,7 @@ class Transform(Protocol):
     """h -> h'. A module whose `transform` is one pure function of h, its state and the call."""
 
     needs: frozenset[str]
+    common: frozenset[str]
     banked: bool
 
     def sources(self) -> tuple[Any, ...]:
@@ -60,7 +61,7 @@ class Transform(Protocol):
         ...
 
     def state(self) -> State:
-        """The tensors that it holds; of a bank: tables [K + 1, ...] whose row 0 is neutral."""
+        """The tensors that it holds; of a bank: tables [K + 1, ...] whose row 0 is neutral, and those in `common`."""
         ...
 
     def prepare(self, state: State) -> State:

@@ -33,7 +33,7 @@ def discover(base: nn.Module, family: str, config: Any, example: Mapping[str, An
     seen = probe(base, example)
     path, blocks = _blocks(base, config, seen)
     decoder = path.rpartition(".")[0]
-    found = SiteMap(family=family, layers=len(blocks), decoder=decoder)
+    found = SiteMap(family=family, layers=len(blocks), decoder=decoder, encoder=_stack(base, "get_encoder"))
     found.blocks = tuple(f"{path}.{i}" for i in range(len(blocks)))
     first = seen[found.blocks[0]]
     found.block_key, found.block_items = first.gave_key, first.gave_items
@@ -72,12 +72,22 @@ def _lists(base: nn.Module) -> list[tuple[str, nn.ModuleList]]:
 
 def _blocks(base: nn.Module, config: Any, seen: Mapping[str, Seen]) -> tuple[str, nn.ModuleList]:
     """The list of blocks, and its path: of those that the run called, the largest of the length that is wanted."""
-    wanted = getattr(config, "num_hidden_layers", None)
-    called = [(n, m) for n, m in _lists(base) if f"{n}.0" in seen]
+    wanted, within = getattr(config, "num_hidden_layers", None), _stack(base, "get_decoder")
+    if within:
+        wanted = next((n for name in names.DECODER_LAYERS if (n := getattr(config, name, None))), None)
+    called = [(n, m) for n, m in _lists(base) if f"{n}.0" in seen and n.startswith(f"{within}." if within else "")]
     exact = [(n, m) for n, m in called if len(m) == wanted] or called
     if not exact:
         raise ModelError(f"the two-token run called no block of {type(base).__name__}; give its map: sites={{...}}")
     return max(exact, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+
+
+def _stack(base: nn.Module, getter: str) -> str:
+    """Path of an encoder-decoder model's encoder or decoder; "" for other models."""
+    if not getattr(getattr(base, "config", None), "is_encoder_decoder", False):
+        return ""
+    stack = _called(base, getter)
+    return next((path for path, module in base.named_modules() if module is stack), "")
 
 
 def child(module: nn.Module, *options: str) -> tuple[str, nn.Module] | None:

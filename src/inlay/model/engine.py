@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from inlay.errors import EditError, ModelError, TokensError
 from inlay.model import attention, patch
 from inlay.model.call import PartLike, State
-from inlay.model.frame import Frame, Prompt, Text
+from inlay.model.frame import NONE, Frame, Prompt, Text
+from inlay.model.pairing import Values, check
 from inlay.model.passes import Pass, Taken, Tally, Want
-from inlay.model.sitemap import SiteMap
+from inlay.model.sitemap import DECODER, SiteMap
 from inlay.model.sites import Site
 from inlay.model.tokens import Tokens
 from inlay.model.windows import Live, Window
@@ -48,7 +49,7 @@ class Run:
         strength: Tensor | None = None,
         prompt_mask: Tensor | None = None,
         attended: Tensor | None = None,
-        sources: Mapping[int, tuple[Tensor, Tensor | None] | Live] | None = None,
+        sources: Mapping[int, Values | Live] | None = None,
         constants: Mapping[int, Tensor] | None = None,
         text: Text | None = None,
         stop: bool = False,
@@ -72,7 +73,8 @@ class Run:
         self.now: Pass | None = None
         self.last: Pass | None = None
         self.generation: Prompt | None = None
-        self.replaying = False
+        self.replaying = self.generating = False
+        self.encoded = 0  # rows of the encoder's pass in the generation that is under way
         self._opened = ExitStack()
         self.calls, self.compiled = 0, False
         self.reached = [False] * len(parts)
@@ -80,10 +82,10 @@ class Run:
         self.factors = [None if p.strength is None else torch.tensor(float(p.strength)) for p in parts]
         self.taken: list[list[Taken]] = [[] for _ in wants]
         self.leaves = list(dict.fromkeys(leaf for p in parts if p.when is not None for leaf in p.when.leaves()))
-        asked = [*(part.tokens for part in parts), *(want.tokens for want in wants)]
-        asked += [leaf.tokens or Tokens.parse("all") for leaf in self.leaves]
-        self.specs = list(dict.fromkeys(asked))
-        self.spec_of = [self.specs.index(tokens) for tokens in asked]
+        asked = [(one.tokens or Tokens.parse("all"), sites.stack(one.site)) for one in (*parts, *wants, *self.leaves)]
+        distinct = list(dict.fromkeys(asked))
+        self.spec_of = [distinct.index(one) for one in asked]
+        self.specs, self.stacks = [tokens for tokens, _ in distinct], [stack for _, stack in distinct]
         self.counts: list[Tensor | int] = [0] * len(self.specs)
         self.acted: dict[int, Tensor | int] = {i: 0 for i, part in enumerate(parts) if part.when is not None}
         self.transforms = list({id(part.intervention): part.intervention for part in parts}.values())
@@ -172,16 +174,19 @@ class Run:
         """The names of a method's parameters, without `self`."""
         return tuple(inspect.signature(getattr(module, method)).parameters)
 
-    def begin(self, names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Settle what this forward call shares: its positions, the gathered bank rows, the selections."""
+    def begin(
+        self, names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any], stack: str = DECODER
+    ) -> None:
+        """Settle what this call of a stack shares: its positions, the gathered bank rows, the selections."""
         frame = self._frame(dict(zip(names, args, strict=False)) | dict(kwargs))
         prompt = frame.prompt
         if prompt is not self.generation:
-            self.settle(prompt)
+            self.settle(prompt, stack)
         device = prompt.device
         rows, strength = self._per_row(self.rows, frame, device), self._per_row(self.strength, frame, device)
         states = self._states(rows)
-        chosen = [frame.select(spec, table) for spec, table in zip(self.specs, prompt.tables, strict=True)]
+        specs = zip(self.specs, prompt.tables, self.stacks, strict=True)
+        chosen = [frame.select(spec, table) if where == stack else NONE for spec, table, where in specs]
         self.now = self.last = Pass(frame, states, chosen, strength, rows)
         if torch.compiler.is_compiling():
             self.compiled = True
@@ -189,14 +194,15 @@ class Run:
             self.calls += 1
             self._count(frame)
 
-    def settle(self, prompt: Prompt) -> None:
-        """Resolve every Tokens spec of the run over a prompt's slots.
+    def settle(self, prompt: Prompt, stack: str = DECODER) -> None:
+        """Resolve every Tokens spec that the run has in a stack over a prompt's slots.
 
         Raises:
             TokensError: a row lacks a position, or selects another number than its source.
         """
-        prompt.resolve(self.specs, self.text)
-        self._check_sources(prompt)
+        here = [tokens if where == stack else None for tokens, where in zip(self.specs, self.stacks, strict=True)]
+        prompt.resolve(here, self.text)
+        check(self, prompt, stack)
 
     def prompt(
         self,
@@ -243,9 +249,11 @@ class Run:
             start = int(start)
         slots = start + length
         mask = self.mine(values["attention_mask"]) if "attention_mask" in values else self.attended
-        given = isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == slots
-        prompt = self.prompt(rows, slots, first.device, mask if given else None, None if start else ids)
-        return Frame(prompt, rows, length, start)
+        if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] != slots:
+            mask = None
+        each = rows // (self.encoded or rows)  # beams stand side by side, and share a prompt
+        mask, ids = (one if one is None else one[::each] for one in (mask, None if start else ids))
+        return Frame(self.prompt(rows // each, slots, first.device, mask, ids), rows, length, start)
 
     def _per_row(self, value: Tensor | None, frame: Frame, device: torch.device) -> Tensor | None:
         if value is None or value.ndim == 0:
@@ -305,31 +313,6 @@ class Run:
         """The batch's tensor with the run's own rows replaced."""
         return new if self.window is None else self.window.put(whole, new)
 
-    def source(self, index: int) -> tuple[Tensor, Tensor | None]:
-        """The values that part `index` takes, [R or 1, k, W], and which are real."""
-        found = self.sources[index]
-        return found.values(self.site_names[index]) if isinstance(found, Live) else found
-
-    def _check_sources(self, prompt: Prompt) -> None:
-        for index, source in self.sources.items():
-            spec, table = self.specs[self.spec_of[index]], prompt.tables[self.spec_of[index]]
-            if spec.tail or torch.compiler.is_compiling():
-                continue
-            mine = prompt.part("all" if spec.everything else "prompt") if table is None else table
-            have = mine.sum(1)
-            given = _counts(source, have)
-            if given.shape[0] not in (1, have.shape[0]):
-                raise TokensError(
-                    f"{self.parts[index].site}: the source has {given.shape[0]} rows, the batch {have.shape[0]}"
-                )
-            wrong = (have != given).nonzero().flatten()
-            if len(wrong):
-                row = int(wrong[0])
-                raise TokensError(
-                    f"{self.parts[index].site}: row {row} selects {int(have[row])} positions (tokens={str(spec)!r}), "
-                    f"its source {int(given.expand_as(have)[row])}"
-                )
-
     @property
     def touched(self) -> list[int] | None:
         """Attended positions that each part changed so far; `None` when every forward ran inside compiled code."""
@@ -366,11 +349,3 @@ class Run:
         """The pass of the forward that is running."""
         assert self.now is not None
         return self.now
-
-
-def _counts(source: tuple[Tensor, Tensor | None] | Live, have: Tensor) -> Tensor:
-    """How many positions a source gives in each of its rows, int64 [rows]."""
-    if isinstance(source, Live):
-        return source.counts()
-    values, real = source
-    return torch.full_like(have, values.shape[1]) if real is None else real.sum(1).to(have.device)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from inlay.model.frame import Prompt
 from inlay.model.patch import Args, Kwargs, Layer
 from inlay.model.places import Place, pick, put_back
+from inlay.model.sitemap import DECODER, ENCODER
 
 if TYPE_CHECKING:
     from inlay.model.engine import Run
@@ -37,6 +38,55 @@ class ForwardLayer(Layer):
             return call(*args, **kwargs)
         finally:
             run.inside, run.now = False, None
+
+
+class SeqToSeqLayer(Layer):
+    """The forward or generation of an encoder-decoder model, in which each stack begins a pass of its own.
+
+    The decoder's pass outlasts the decoder, for the head behind it.
+    """
+
+    def __init__(self, run: Run, generates: bool) -> None:
+        super().__init__(run.here)
+        self.run, self.generates = run, generates
+
+    def around(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call, and end the pass that is left."""
+        run = self.run
+        outer, run.inside = run.inside, True
+        run.generating = run.generating or self.generates
+        try:
+            return call(*args, **kwargs)
+        finally:
+            run.inside = outer
+            if not outer:
+                run.now, run.generation, run.generating, run.encoded = None, None, False, 0
+
+
+class StackLayer(Layer):
+    """Begins a pass where one stack of an encoder-decoder model begins."""
+
+    def __init__(self, run: Run, module: nn.Module, stack: str) -> None:
+        super().__init__(run.here)
+        self.run, self.stack = run, stack
+        self.names = run.parameters(module)
+
+    def around(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Settle the pass, then call."""
+        run = self.run
+        if self.stack == ENCODER:
+            generation, run.generation = run.generation, None  # whose slots are the decoder's
+            run.begin(self.names, args, kwargs, self.stack)
+            run.generation, run.encoded = generation, run.current.frame.rows * run.generating
+        else:
+            run.begin(self.names, args, kwargs, self.stack)
+            if run.generating:
+                run.generation = run.current.frame.prompt
+        try:
+            return call(*args, **kwargs)
+        finally:
+            if not run.inside:
+                run.now = None
 
 
 class GenerateLayer(Layer):
@@ -144,14 +194,30 @@ def _rooted(whole: Tensor) -> Tensor:
 
 def follow(run: Run) -> list[Planned]:
     """The layers that every run needs, whatever its Sites."""
+    planned: list[Planned] = _stacks(run) if run.sites.encoder else _one_stack(run)
+    for layer, path in enumerate(run.sites.blocks):
+        block = run.base.get_submodule(path)
+        if getattr(block, "gradient_checkpointing", False) and "_gradient_checkpointing_func" in block.__dict__:
+            planned.append((block, "_gradient_checkpointing_func", CheckpointLayer(run, layer)))
+    return planned
+
+
+def _one_stack(run: Run) -> list[Planned]:
     planned: list[Planned] = [(run.base, "forward", ForwardLayer(run, run.base))]
     if run.sites.decoder:
         decoder = run.base.get_submodule(run.sites.decoder)
         planned.append((decoder, "forward", ForwardLayer(run, decoder)))
     if hasattr(run.base, "generate"):
         planned.append((run.base, "generate", GenerateLayer(run, run.base)))
-    for layer, path in enumerate(run.sites.blocks):
-        block = run.base.get_submodule(path)
-        if getattr(block, "gradient_checkpointing", False) and "_gradient_checkpointing_func" in block.__dict__:
-            planned.append((block, "_gradient_checkpointing_func", CheckpointLayer(run, layer)))
+    return planned
+
+
+def _stacks(run: Run) -> list[Planned]:
+    planned: list[Planned] = [
+        (run.base, "forward", SeqToSeqLayer(run, generates=False)),
+        (run.base, "generate", SeqToSeqLayer(run, generates=True)),
+    ]
+    for stack, path in ((ENCODER, run.sites.encoder), (DECODER, run.sites.decoder)):
+        module = run.base.get_submodule(path)
+        planned.append((module, "forward", StackLayer(run, module, stack)))
     return planned

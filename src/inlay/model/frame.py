@@ -52,13 +52,15 @@ class Prompt:
     numbers: Sequence[int] | None = None
     held: dict[Any, Any] = field(default_factory=dict)
 
-    def resolve(self, wanted: Sequence[Tokens], text: Text | None) -> None:
-        """Fill `tables`. One host synchronisation where a spec names single positions, spans or a chat's turn end.
+    def resolve(self, wanted: Sequence[Tokens | None], text: Text | None) -> None:
+        """Fill `tables`, with `None` for what is not wanted.
+
+        One host synchronisation where a spec names single positions, spans or a chat's turn end.
 
         Raises:
             TokensError: a row lacks a position or a text; the message names the row.
         """
-        self.tables = [self._table(tokens, text) for tokens in wanted]
+        self.tables = [None if tokens is None else self._table(tokens, text) for tokens in wanted]
 
     def part(self, phase: str) -> Tensor:
         """The attended slots of a phase, bool [R, S]."""

@@ -32,7 +32,11 @@ def generate(
     single = isinstance(prompts, str) or (
         isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], (Mapping, int))
     )
-    batch = pad(model.encoder.rows(prompts, None, chat), model.pad_id, model.device, side="left")
+    if not getattr(model.base, "can_generate", lambda: True)():
+        raise ModelError(f"{type(model.base).__name__} does not generate; use model.forward(...)")
+    two = bool(model.sites().encoder)
+    rows_of_ids = model.encoder.rows(prompts, None, chat)
+    batch = pad(rows_of_ids, model.pad_id, model.device, side="right" if two else "left")
     run = make_run(model, edit, rows=rows, strength=strength)
     kwargs.setdefault("pad_token_id", model.pad_id)
     if not {"max_length", "generation_config"} & set(kwargs):
@@ -49,7 +53,7 @@ def generate(
         hf: Any = model.hf
         found = hf.generate(**kwargs)
     ids = found if isinstance(found, Tensor) else found.sequences
-    texts = [_new_text(model, row) for row in ids[:, batch.ids.shape[1] :]]
+    texts = [_new_text(model, row) for row in ids[:, 1 if two else batch.ids.shape[1] :]]
     each = len(texts) // len(batch.ids)
     grouped = texts if each == 1 else [texts[i : i + each] for i in range(0, len(texts), each)]
     return grouped[0] if single else grouped

@@ -28,7 +28,10 @@ def load(
     chat: bool | None = None,
     **kwargs: Any,
 ) -> Model:
-    """Load a causal language model and find its Sites.
+    """Load a language model and find its Sites.
+
+    Causal models are what inlay is made for; encoder-decoder models and encoders (masked language models) can be read
+    and edited, by the Sites that their structure allows.
 
     A model given as a module is taken as it is: its modes, `requires_grad`, hooks and configuration stay as they
     were. One loaded by name is in eval mode with frozen weights. Weights are read from safetensors only.
@@ -44,7 +47,7 @@ def load(
         **kwargs: passed on to `from_pretrained` (`revision=`, `attn_implementation=`, `trust_remote_code=` ...).
 
     Raises:
-        ModelError: the name leads to no causal language model, or its blocks were not found.
+        ModelError: the name leads to no language model, or its blocks were not found.
     """
     if isinstance(model, nn.Module):
         if kwargs or device_map is not None or quantization_config is not None or dtype != "auto":
@@ -67,21 +70,34 @@ def load(
 
 
 def _causal(name: str, dtype: Any, device_map: Any, quantization: Any, kwargs: dict[str, Any]) -> Any:
-    from transformers import AutoModelForCausalLM
-
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).expanduser().is_dir():
         raise ModelError(f"there is no folder {name!r}")
     more = {k: v for k, v in {"device_map": device_map, "quantization_config": quantization}.items() if v is not None}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = _class(name, kwargs).from_pretrained(
             name, dtype=dtype, use_safetensors=True, output_loading_info=True, **more, **kwargs
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"{name!r} could not be loaded as a causal language model: {error}") from error
+        raise ModelError(f"{name!r} could not be loaded as a language model: {error}") from error
     hf, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"the weights of {name!r} lack {len(missing)} tensors, such as {missing[0]}")
     return hf
+
+
+def _class(name: str, kwargs: Mapping[str, Any]) -> Any:
+    """The auto class of a checkpoint: encoder-decoder and masked language models are taken as what they are."""
+    import transformers
+
+    known = {
+        k: v for k, v in kwargs.items() if k in ("revision", "trust_remote_code", "token", "cache_dir", "subfolder")
+    }
+    config = transformers.AutoConfig.from_pretrained(name, **known)
+    if getattr(config, "is_encoder_decoder", False):
+        return transformers.AutoModelForSeq2SeqLM
+    made = config.architectures or ()
+    masked = any(one.endswith("ForMaskedLM") for one in made) and not any(one.endswith("ForCausalLM") for one in made)
+    return transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
 
 
 def _tokenizer(name: str | Path, revision: str | None = None, required: bool = True) -> Any:

@@ -27,6 +27,7 @@ from inlay.model.running import make_run, wanted
 from inlay.model.sitemap import SiteMap
 from inlay.model.sites import Site
 from inlay.model.tokens import Tokens
+from inlay.model.two_stacks import decoder_arguments, refuse
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,8 @@ class Model:
 
         Args:
             prompts: see `Encoder.rows`.
-            responses: one response text a prompt, marked as response.
+            responses: one response text a prompt, marked as response; of an encoder-decoder model, what its decoder is
+                fed behind its start token (all of it "prompt" to Tokens), by default that token alone.
             edit, rows, strength: as in `edited`.
             read: Sites to read; they come back as `Output.acts`, in the autograd graph where there is one.
             tokens: which tokens to read.
@@ -240,8 +242,16 @@ class Model:
         Raises:
             InlayError: prompts, Sites, Tokens or Edit do not fit; see their classes.
         """
-        data, wants = self.encoder.rows(prompts, responses, chat), wanted(self, read, tokens, before)
+        wants = wanted(self, read, tokens, before)
+        if self._map.encoder:
+            data = self.encoder.rows(prompts, None, chat)
+            if "decoder_input_ids" not in kwargs:
+                kwargs |= decoder_arguments(self, len(data), responses, loss)
+            loss = False  # its labels are among these
+        else:
+            data = self.encoder.rows(prompts, responses, chat)
         if worlds:
+            refuse(self, "worlds=True")
             options = {"rows": rows, "strength": strength}
             found, base, mask = side_by_side.run(self, data, edit, wants, options, kwargs, loss)
             return Output(found, reading.collect(base), base.touched, mask)
@@ -270,6 +280,8 @@ class Model:
         named = {name: value for name, value in named.items() if name in parameters}
         if takes(self.base, "use_cache"):
             kwargs.setdefault("use_cache", False)
+        if self._map.encoder and "decoder_input_ids" not in kwargs:
+            kwargs |= decoder_arguments(self, len(batch.ids), None, False)
         return (), named | kwargs
 
     def take(
@@ -327,6 +339,7 @@ class Model:
 
     def states(self, prompts: Any, site: str | Site, **kwargs: Any) -> resume.States:
         """Run the layers up to a Site once and keep its states; see `resume.states`."""
+        refuse(self, "model.states")
         return resume.states(self, prompts, site, **kwargs)
 
     def resume(self, states: resume.States, **kwargs: Any) -> Output:

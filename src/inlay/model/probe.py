@@ -133,6 +133,8 @@ def _run(base: nn.Module, example: Mapping[str, Any] | Tensor | None) -> None:
         example = torch.tensor([[0, 1]], device=device)
         if "attention_mask" in inspect.signature(base.forward).parameters:
             more["attention_mask"] = torch.ones_like(example)  # without it some warn that id 0 is padding
+        if getattr(getattr(base, "config", None), "is_encoder_decoder", False):
+            more["decoder_input_ids"] = example
     base(example, **more)
 
 

@@ -23,6 +23,7 @@ from inlay.model.plan import place_of
 from inlay.model.running import Cut, expanded, make_run, wanted
 from inlay.model.sites import HEADED, Site
 from inlay.model.tokens import Given, InstEnd, Range, Tokens
+from inlay.model.two_stacks import refuse
 from inlay.model.windows import Live
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ def read(
         ResumeError: `out` holds a read of other prompts, Sites, Edit or model.
         InlayError: prompts, Sites, Tokens or Edit do not fit; see their classes.
     """
+    if responses is not None or grads is not False:
+        refuse(model, "model.read with responses= or grads=")
     data = model.encoder.rows(prompts, responses, chat)
     wants = wanted(model, sites, tokens, before)
     if batch_tokens < 1 or shard_rows < 1:
@@ -208,6 +211,8 @@ def collect(run: Run) -> Activations | None:
     if not run.wants:
         return None
     mask: Tensor | None = None
+    if len({run.sites.stack(want.site) for want in run.wants}) > 1 and not _single(run.wants[0].tokens):
+        raise SiteError("Sites of an encoder and of its decoder have positions of their own: read them in two calls")
     first = run.taken[0][-1]
     if _single(run.wants[0].tokens) and first.real is not None:
         lacking = (~first.real.any(1)).nonzero().flatten()

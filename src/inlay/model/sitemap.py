@@ -9,6 +9,8 @@ from inlay.errors import SiteError
 from inlay.model.places import Place
 from inlay.model.sites import GLOBAL, LAYERED, Site
 
+ENCODER, DECODER = "encoder", "decoder"
+
 
 @dataclass
 class SiteMap:
@@ -19,6 +21,7 @@ class SiteMap:
         lacks: Site name to the reason why this model has none.
         layers: the number of blocks.
         decoder: path of the module that loops over the blocks; it sees input ids, mask and cache.
+        encoder: path of the encoder of an encoder-decoder model, "" for other models.
         blocks: path of each block.
         block_key: which item of a block's output is the hidden state, `None` for a bare tensor.
         block_items: the length of a block's output tuple, 0 for a bare tensor.
@@ -29,6 +32,7 @@ class SiteMap:
     lacks: dict[str, str] = field(default_factory=dict)
     layers: int = 0
     decoder: str = ""
+    encoder: str = ""
     blocks: tuple[str, ...] = ()
     block_key: int | None = None
     block_items: int = 0
@@ -51,6 +55,11 @@ class SiteMap:
                 f"{site}: layer {layer} of {self.family} has no {site.name!r}; these layers have one: {have}"
             )
         return found[layer].of_heads(site.heads, str(site))
+
+    def stack(self, site: Site) -> str:
+        """`"encoder"` where a raw Site lies in the encoder of an encoder-decoder model, else `"decoder"`."""
+        inside = bool(self.encoder) and f"{site.path}.".startswith(f"{self.encoder}.")
+        return ENCODER if inside else DECODER
 
     def width(self, site: Site) -> int:
         """A Site's width; -1 where it grows with the sequence, 0 where a raw Site's is not known."""
