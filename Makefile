@@ -11,7 +11,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 PYTEST := $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-slow test-gpu lint format types imports docs demo tour bench clean
+.PHONY: help venv peers test test-slow test-gpu lint format types imports docs demo tour bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "  %-10s %s\n", $$1, $$2 }'
@@ -25,6 +25,13 @@ $(VENV)/.dev.stamp: pyproject.toml
 	@$(PIP) install -qq --upgrade pip
 	@$(PY) -c 'import torch' 2>/dev/null || $(PIP) install -qq '$(TORCH)'
 	@$(PIP) install -qq --editable '.[dev]'
+	@touch $@
+
+peers: $(VENV)/.peers.stamp ## install the libraries that inlay is compared with, for tests/peers and the benchmarks
+
+$(VENV)/.peers.stamp: $(VENV)/.dev.stamp
+	@echo "peers: installing inlay[peers] into $(VENV)"
+	@$(PIP) install -qq --editable '.[peers]'
 	@touch $@
 
 $(VENV)/.docs.stamp: $(VENV)/.dev.stamp
@@ -79,6 +86,7 @@ tour: venv ## a tour of reading, steering and swapping: examples/tour.py
 bench: venv ## run the benchmarks
 	@$(PY) benchmarks/engine.py
 	@$(PY) benchmarks/directions.py
+	@$(PY) benchmarks/causal.py
 
 clean: ## remove caches and build outputs; the virtual environment stays
 	@rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

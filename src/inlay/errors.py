@@ -47,6 +47,10 @@ class DirectionError(InlayError):
     """No direction can be found in what was given, or one is used where it does not fit."""
 
 
+class CausalError(InlayError):
+    """A causal model, its data, or what is asked of a causal analysis is not what it should be."""
+
+
 class BenchError(InlayError):
     """A concept set, a method or a setting of a benchmark run is not what it should be."""
 

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 from tests.cli.random_folder import byte_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 NAME = "Qwen/Qwen2.5-0.5B-Instruct"
 CHATML = (
@@ -44,6 +51,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tiny_qwen: tuple[Qwen2ForCausalLM, PreT
     """Loading by `NAME` gives the tiny model, anew each time; a folder is loaded; any other name fails."""
     model, tokenizer = tiny_qwen
     real_model, real_tokenizer = AutoModelForCausalLM.from_pretrained, AutoTokenizer.from_pretrained
+    real_config = AutoConfig.from_pretrained
 
     def model_of(name: str, output_loading_info: bool = False, **kwargs: Any) -> Any:
         if Path(name).is_dir():  # what ships with inlay
@@ -52,6 +60,12 @@ def hub(monkeypatch: pytest.MonkeyPatch, tiny_qwen: tuple[Qwen2ForCausalLM, PreT
         made = copy.deepcopy(model)
         return (made, {"missing_keys": set()}) if output_loading_info else made
 
+    def config_of(name: str, **kwargs: Any) -> Any:
+        if Path(name).is_dir():
+            return real_config(name, **kwargs)
+        assert name == NAME
+        return copy.deepcopy(model.config)
+
     def tokenizer_of(name: str, **kwargs: Any) -> PreTrainedTokenizerFast:
         if Path(name).is_dir():
             return real_tokenizer(name, **kwargs)
@@ -59,4 +73,5 @@ def hub(monkeypatch: pytest.MonkeyPatch, tiny_qwen: tuple[Qwen2ForCausalLM, PreT
         return copy.deepcopy(tokenizer)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", model_of)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", config_of)
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", tokenizer_of)

@@ -84,10 +84,48 @@ def bench(names: dict[str, Any]) -> None:
     assert Path("run/report.html").stat().st_size > 100_000
 
 
+def causal(names: dict[str, Any]) -> None:
+    rank = names["seen"].rank.mean("prompt").values
+    assert rank[0].round() == 61 and (rank[4:] == 1).all() and rank[3] > 1
+    plain, tuned = (names[name].kl.mean(["prompt", "token"]).values for name in ("plain", "tuned"))
+    assert (tuned[:-1] < plain[:-1]).all()
+    parts, clean = names["parts"], names["direct"]["clean"].values
+    torch.testing.assert_close(parts.sum(["layer", "component"]).values, clean, rtol=1e-4, atol=1e-4)
+    stream = names["grid"].sel(component="resid_pre").mean("pair")
+    assert stream.sel(layer=0, token=10) > 0.95 and (stream.sel(layer=[1, 2, 3, 4, 5], token=14) > 0.5).all()
+    assert names["change"].argmin(...) == {"layer": 4, "head": 0} and names["change"].min().round(1) == -2.8
+    (one,) = names["found"].accuracy.groups
+    assert one.iia > 0.9 and one.full_swap < 0.4 and one.random < 0.05
+    assert names["meal"] == names["world"].facts.truth("elsa", "meal")
+
+
+def interventions(names: dict[str, Any]) -> None:
+    model, base = names["model"], names["base"]
+    before, after = names["before"], names["after"]
+    assert before != after and names["patched"] == [after, before] and names["last"] == after
+    assert names["losses"][-1] < 0.5 * names["losses"][0]
+    assert names["shared"] is names["first"].raw
+    assert names["hard"].basis().shape == (model.width, 8)
+    plain = model.forward(base).logits
+    assert torch.equal(names["untouched"], plain)
+    assert torch.equal(names["rows"][2], plain[0]) and not torch.equal(names["rows"][0], names["rows"][1])
+    assert not torch.equal(names["skipped"], plain) and len(names["texts"]) == 4
+    assert names["components"].source is not None
+
+
+def pyvene(names: dict[str, Any]) -> None:
+    facts = inlay.world.tidepool().facts
+    assert names["text"] == facts.truth("gus", "home") != facts.truth("elsa", "home")
+    plain = names["model"].forward([names["base"]] * 3).logits
+    assert [torch.equal(mine, other) for mine, other in zip(names["rows"], plain, strict=True)] == [False, False, True]
+    assert names["losses"][-1] < 0.5 * names["losses"][0]
+
+
 CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "sites": sites,
     "tokens": tokens,
     "edits": edits,
+    "interventions": interventions,
     "reading": reading,
     "generation": generation,
     "training-and-compile": training_and_compile,
@@ -97,6 +135,8 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "directions": directions,
     "judges": judges,
     "bench": bench,
+    "causal": causal,
+    "pyvene": pyvene,
 }
 
 
@@ -145,10 +185,14 @@ def test_the_readme_counts_sites_and_families() -> None:
     assert f"{len({build(name).config.model_type for name in FAMILIES})} families" in readme
 
 
-def test_the_table_of_interventions_is_whole() -> None:
-    named = {name for row in table_rows("edits.md", "intervention") for name in re.findall(r"`(\w+)\(", row[0])}
+def test_the_tables_of_interventions_are_whole() -> None:
+    tables = [("interventions.md", "intervention"), ("interventions.md", "interchange"), ("edits.md", "intervention")]
+    plain, sourced, some = (
+        {name for row in table_rows(*table) for name in re.findall(r"`(\w+)\(", row[0])} for table in tables
+    )
     ours = {kind.__name__ for kind in Intervention.kinds.values() if kind.__module__.startswith("inlay.")}
-    assert named == ours - {"Bank"}
+    assert plain | sourced == ours - {"Bank"}
+    assert some <= ours
 
 
 def test_every_spelling_of_tokens_parses() -> None:

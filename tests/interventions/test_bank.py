@@ -29,6 +29,8 @@ from inlay import (
     Project,
     Replace,
     Scale,
+    Skip,
+    Source,
     Swap,
     Zero,
 )
@@ -317,6 +319,98 @@ def test_items_made_differently_are_not_taken_for_one() -> None:
         Bank([Function(nn.LeakyReLU(0.1)), Function(nn.LeakyReLU(0.5))])
 
 
+# -- one source, and dimensions of every row ---------------------------------------------------------------------------
+
+
+def _blend(h: Tensor, source: Tensor) -> Tensor:
+    return h + 0.3 * (source - h).tanh()
+
+
+WITH_SOURCE: dict[str, Callable[[Source, int], Intervention]] = {
+    "swap": lambda source, k: Swap(source, dims=[[0, 1], [5], [7, 2, 30]][k]),
+    "add": lambda source, k: Add(source, dims=[[0, 1], [5], [7, 2, 30]][k]),
+    "mean": lambda source, k: Mean(source, dims=[[0, 1], [5], [7, 2, 30]][k]),
+    "function": lambda source, k: Function(_blend, source),
+    "skip": lambda source, k: Skip(source),
+}
+with_source = pytest.mark.parametrize("make", WITH_SOURCE.values(), ids=WITH_SOURCE)
+
+
+@with_source
+@pytest.mark.parametrize("tokens", ["all", "last"])
+def test_every_row_picks_its_own_dimensions_of_one_source(make: Callable[..., Intervention], tokens: str) -> None:
+    model, rows, source = tiny.model(), [3, 0, 1, 2], Source(tiny.OTHER)
+    items = [make(source, k) for k in range(3)]
+    bank = Bank(items)
+    assert bank.source is source
+    with torch.no_grad(), tiny.forwards(model.hf) as count:
+        got = model.forward(tiny.EVEN, edit=Edit(SITE, bank, tokens), rows=rows).logits
+        assert count == [2], "the source is run once"
+    assert torch.equal(got[1], tiny.plain(model.hf, tiny.EVEN)[1])
+    for index, row in enumerate(rows):
+        if row:
+            with torch.no_grad():
+                alone = model.forward(tiny.EVEN, edit=Edit(SITE, items[row - 1], tokens)).logits[index]
+            torch.testing.assert_close(got[index], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_no_row_gets_the_dimensions_of_another() -> None:
+    model, source = tiny.model(), Source(tiny.OTHER)
+    bank = Bank([Swap(source, dims=[k]) for k in range(3)])
+    got = model.read(tiny.EVEN, SITE, edit=Edit(SITE, bank), rows=[1, 2, 3, 0])[SITE]
+    want = tiny.states(model.hf, tiny.EVEN, 1)
+    for k in range(3):
+        want[k, :, k] = tiny.states(model.hf, tiny.OTHER, 1)[k, :, k]
+    assert torch.equal(got, want)
+
+
+def test_a_list_made_longer_doubles_no_gradient() -> None:
+    items = [Replace(nn.Parameter(_v(k)), dims=dims) for k, dims in enumerate([[4], [1, 2, 3]])]
+    bank, model = Bank(items), tiny.model()
+    model.hf.requires_grad_(False)
+    model.forward(tiny.EVEN[:2], edit=Edit(SITE, bank), rows=[1, 2]).logits[:, -1, 7].sum().backward()
+    for k, item in enumerate(items):
+        model.forward(tiny.EVEN[k : k + 1], edit=Edit(SITE, item)).logits[:, -1, 7].sum().backward()
+        torch.testing.assert_close(bank.state()["vector"].grad[k + 1], item.vector.grad, rtol=1e-4, atol=1e-6)
+        assert int((item.vector.grad != 0).sum()) == len(item.dims)
+
+
+@with_source
+def test_a_bank_with_a_source_is_saved_copied_and_taken_apart(
+    make: Callable[..., Intervention], tmp_path: Path
+) -> None:
+    model, source = tiny.model(), Source(tiny.OTHER)
+    edit = Edit(SITE, Bank([make(source, k) for k in range(3)])) + Edit("resid_post.0", make(source, 1))
+    again = Edit.from_pretrained(edit.save(tmp_path / "edit"))
+    assert again.parts[0].intervention.source is again.parts[1].intervention.source
+    with torch.no_grad():
+        want = model.forward(tiny.EVEN, edit=edit, rows=[1, 2, 3, 0]).logits
+        for other in (again, copy.deepcopy(edit)):
+            assert torch.equal(model.forward(tiny.EVEN, edit=other, rows=[1, 2, 3, 0]).logits, want)
+        bank = edit.parts[0].intervention
+        item = bank.item(2)
+        assert item.source is source
+        one, two = (Edit(SITE, which) for which in (item, make(source, 1)))
+        assert torch.equal(model.forward(tiny.EVEN, edit=one).logits, model.forward(tiny.EVEN, edit=two).logits)
+
+
+def test_a_bank_is_given_another_source() -> None:
+    model, first, second = tiny.model(), Source(tiny.OTHER), Source(tiny.EVEN[::-1])
+    bank = Bank([Swap(first, dims=[1, 2]), Swap(first, dims=[3])])
+    other = bank.with_source(second)
+    assert bank.source is first and other.source is other.item(1).source is second
+    with torch.no_grad():
+        want = model.forward(tiny.EVEN, edit=Edit(SITE, Bank([Swap(second, dims=[1, 2])])), rows=[1] * 4).logits
+        assert torch.equal(model.forward(tiny.EVEN, edit=Edit(SITE, other), rows=[1] * 4).logits, want)
+
+
+def test_a_bank_with_a_source_is_read_in_batches() -> None:
+    model, source = tiny.model(), Source(tiny.OTHER)
+    edit = Edit(SITE, Bank([Swap(source, dims=[1, 2]), Swap(source, dims=[3])]))
+    whole = model.read(tiny.EVEN, SITE, edit=edit, rows=[1, 2, 0, 2])[SITE]
+    assert torch.equal(model.read(tiny.EVEN, SITE, edit=edit, rows=[1, 2, 0, 2], batch_tokens=4)[SITE], whole)
+
+
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
@@ -492,10 +586,10 @@ def test_what_a_bank_does_not_hold() -> None:
         Bank([Bank([Add(_v(0))])])
     with pytest.raises(EditError, match="a Bank holds interventions"):
         Bank([_v(0)])  # type: ignore[list-item]
-    with pytest.raises(EditError, match="an intervention with a Source has no table"):
+    with pytest.raises(EditError, match="item 1 has another Source than item 0; give one Source to all"):
         Bank([Swap([[1, 2]]), Swap([[3, 4]])])
-    with pytest.raises(EditError, match="an intervention with a Source has no table"):
-        Bank([Function(lambda h, source: source, [[1, 2]])])
+    with pytest.raises(EditError, match="item 1 has another Source than item 0"):
+        Bank([Add(Source([[1, 2]])), Add(_v(0))])
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 4], [0, -1, 0, 0], [99, 0, 0, 0]])

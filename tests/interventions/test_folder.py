@@ -479,7 +479,9 @@ def test_another_format(saved: Path, stored: Any) -> None:
 
 def test_an_unknown_kind_names_those_that_are_known(saved: Path) -> None:
     _changed(saved, lambda card: card["parts"][1].update(kind="orthogonalise"))
-    with pytest.raises(FolderError, match=r"part 1 is of kind 'orthogonalise'; import the module .*ablate, add, bank"):
+    with pytest.raises(
+        FolderError, match=r"part 1 is of kind 'orthogonalise'; import the module .*ablate, add, .*bank, basis_swap"
+    ):
         Edit.from_pretrained(saved)
 
 
@@ -489,6 +491,8 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
     "no parts": lambda card: card.pop("parts"),
     "parts empty": lambda card: card.update(parts=[]),
     "part a text": lambda card: card.update(parts=["add"]),
+    "no ties": lambda card: card["parts"][0].pop("tied"),
+    "ties a number": lambda card: card["parts"][0].update(tied=3),
     "part a number": lambda card: card.update(parts=[3]),
     "no site": lambda card: card["parts"][0].pop("site"),
     "a site that is none": lambda card: card["parts"][0].update(site="residual.1"),

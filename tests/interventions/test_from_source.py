@@ -1,8 +1,9 @@
-"""Swap and Mean beside interchange written by hand: plain runs, stored states, bare hooks."""
+"""Swap, Mean, Add and Skip beside interchange written by hand: plain runs, stored states, bare hooks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.interventions import tiny
 from tests.interventions.tiny import EVEN, OTHER, RAGGED, WIDTH
-from torch import Tensor
+from torch import Tensor, nn
 
 import inlay
-from inlay import Add, Edit, Mean, Source, Swap
-from inlay.errors import EditError, SiteError, TokensError
+from inlay import Add, Edit, Mean, Skip, Source, Swap
+from inlay.errors import EditError, FolderError, SiteError, TokensError
+from inlay.model.call import Call
 
 both = pytest.mark.parametrize("family", tiny.FAMILIES)
 layers = pytest.mark.parametrize("layer", range(tiny.LAYERS))
@@ -399,3 +401,136 @@ def test_nothing_is_left_behind_where_a_source_fails() -> None:
         model.forward(EVEN, edit=Edit("resid_post.1", Swap(bad)))
     assert all("forward" not in m.__dict__ for m in model.hf.modules())
     assert torch.equal(tiny.plain(model.hf, EVEN), base)
+
+
+# -- added from a source -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strength", [None, 1.0, -1.0, 0.25])
+def test_the_state_of_a_source_is_added(strength: float | None) -> None:
+    model = tiny.model()
+    states = tiny.states(model.hf, OTHER, 1)
+    with torch.no_grad():
+        got = model.forward(EVEN, edit=Edit("resid_post.1", Add(Source(OTHER)), strength=strength)).logits
+    factor = 1.0 if strength is None else strength
+    torch.testing.assert_close(got, tiny.hooked(model.hf, EVEN, 1, lambda h: h + factor * states), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("of", ["vector", "source"])
+def test_some_dimensions_are_added_to_and_the_others_keep_every_bit(of: str) -> None:
+    model, vector = tiny.model(), torch.randn(WIDTH)
+    states = vector if of == "vector" else tiny.states(model.hf, OTHER, 1)
+    made = Add(vector if of == "vector" else Source(OTHER), dims=[3, 9])
+    got = model.read(EVEN, "resid_post.1", edit=Edit("resid_post.1", made))["resid_post.1"]
+    want = tiny.states(model.hf, EVEN, 1)
+    added = (want + states)[..., [3, 9]]
+    want[..., [3, 9]] = added
+    assert torch.equal(got, want)
+
+
+def test_an_added_source_is_stored(tmp_path: Path) -> None:
+    edit = Edit("resid_post.1", Add(Source(OTHER, tokens="last"), dims=slice(0, 4)), tokens="last")
+    again = Edit.from_pretrained(edit.save(tmp_path / "edit"))
+    with torch.no_grad():
+        assert torch.equal(tiny.model().forward(EVEN, edit=again).logits, tiny.model().forward(EVEN, edit=edit).logits)
+
+
+def test_a_description_of_an_addition_that_has_neither_is_damaged(tmp_path: Path) -> None:
+    folder = Edit("resid_post.1", Add(Source(OTHER))).save(tmp_path / "edit")
+    (folder / "edit.json").write_text((folder / "edit.json").read_text().replace('"source": 0', '"source": null'))
+    with pytest.raises(FolderError, match="Add holds a vector or has a source, and is stored with neither"):
+        Edit.from_pretrained(folder)
+
+
+# -- a module left out -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_a_block_that_is_skipped_passes_its_input_on(family: str, layer: int) -> None:
+    hf = tiny.FAMILIES[family]()
+    with torch.no_grad():
+        got = inlay.load(hf).forward(EVEN, edit=Edit(f"resid_post.{layer}", Skip())).logits
+    blocks = hf.model.layers if family == "llama" else hf.transformer.h
+    rest = nn.ModuleList([block for index, block in enumerate(blocks) if index != layer])
+    if family == "llama":
+        hf.model.layers = rest
+        hf.config.num_hidden_layers = 2
+    else:
+        hf.transformer.h = rest
+    torch.testing.assert_close(got, tiny.plain(hf, EVEN))
+
+
+@pytest.mark.parametrize("path", ["model.layers.1.mlp", "model.layers.1.self_attn.o_proj", "model.layers.2"])
+def test_skipping_equals_a_hook_that_returns_the_input(path: str) -> None:
+    model, kept = tiny.model(), []
+    module = model.hf.get_submodule(path)
+    with torch.no_grad():
+        got = model.forward(EVEN, edit=Edit(f"module:{path}:out", Skip(), tokens="last2")).logits
+
+    def keep(_: nn.Module, args: Any, kwargs: Any) -> None:
+        kept.append(args[0] if args else kwargs["hidden_states"])
+
+    def change(h: torch.Tensor) -> torch.Tensor:
+        return torch.cat([h[:, :2], kept[-1][:, 2:]], 1)
+
+    handle = module.register_forward_pre_hook(keep, with_kwargs=True)
+    with tiny.hook(module, change):
+        want = tiny.plain(model.hf, EVEN)
+    handle.remove()
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize(("site", "before"), [("resid_post.1", "resid_pre.1"), ("mlp_out.1", "mlp_in.1")])
+def test_skipping_takes_the_input_of_a_source(site: str, before: str) -> None:
+    model = tiny.model()
+    states = model.read(OTHER, before)[before]
+    with torch.no_grad():
+        want = model.forward(EVEN, edit=Edit(site, Swap(Source(states)))).logits
+        for made in (Skip(OTHER), Skip().with_source(Source(OTHER)), Skip(Source(OTHER, site=site))):
+            assert torch.equal(model.forward(EVEN, edit=Edit(site, made)).logits, want)
+        raw = f"module:{model.sites().place(inlay.Site.parse(site)).path}:out"
+        assert torch.equal(model.forward(EVEN, edit=Edit(raw, Skip(OTHER))).logits, want)
+
+
+def test_skipping_blends_with_its_strength() -> None:
+    model = tiny.model()
+    states = model.read(EVEN, ["resid_pre.1", "resid_post.1"])
+    got = model.read(EVEN, "resid_post.1", edit=Edit("resid_post.1", Skip(), strength=0.25))["resid_post.1"]
+    torch.testing.assert_close(got, 0.25 * states["resid_pre.1"] + 0.75 * states["resid_post.1"])
+
+
+def test_what_is_skipped_may_be_written_into() -> None:
+    """The output is no alias of the input, which the residual stream goes on with."""
+    h, before = torch.zeros(1, 2, 3), torch.ones(1, 2, 3)
+    Skip()(h, Call(input=before)).add_(1)
+    assert torch.equal(before, torch.ones(1, 2, 3))
+
+
+@pytest.mark.parametrize("site", ["resid_pre.1", "resid_mid.1", "z.1", "module:model.layers.1:in"])
+@pytest.mark.parametrize("source", [None, OTHER])
+def test_where_there_is_no_module_to_skip(site: str, source: Any) -> None:
+    with pytest.raises(SiteError, match=rf"{site} is not the output of a module that is given states"):
+        tiny.model().forward(EVEN, edit=Edit(site, Skip(source)))
+
+
+def test_a_module_that_is_given_ids() -> None:
+    with pytest.raises(SiteError, match="embed is not the output of a module that is given states"):
+        tiny.model().forward(EVEN, edit=Edit("embed", Skip()))
+    with pytest.raises(SiteError, match="called without a float tensor"):
+        tiny.model().forward(EVEN, edit=Edit("embed", Skip(OTHER)))
+
+
+@pytest.mark.parametrize("site", ["q.1.h0", "k.1", "logits", "module:model.layers.1.mlp.gate_proj:out"])
+def test_widths_of_input_and_output_that_differ(site: str) -> None:
+    with pytest.raises(SiteError, match=rf"Skip at {site}: the module's input is \[4, 4, 32\], its output"):
+        tiny.model().forward(EVEN, edit=Edit(site, Skip()))
+    with pytest.raises(SiteError, match="width 32"):
+        tiny.model().forward(EVEN, edit=Edit(site, Skip(OTHER)))
+
+
+def test_a_skip_is_stored(tmp_path: Path) -> None:
+    edit = Edit("resid_post.1", Skip()) + Edit("mlp_out.0", Skip(OTHER))
+    again = Edit.from_pretrained(edit.save(tmp_path / "edit"))
+    with torch.no_grad():
+        assert torch.equal(tiny.model().forward(EVEN, edit=again).logits, tiny.model().forward(EVEN, edit=edit).logits)

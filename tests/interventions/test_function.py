@@ -353,6 +353,16 @@ def test_a_module_with_tied_parameters_is_found_again(tmp_path: Path) -> None:
     assert torch.equal(again.a, tied.a)
 
 
+def test_modules_that_share_a_parameter_still_do(tmp_path: Path) -> None:
+    one, two = Tied(), Tied()
+    two.a = two.b = one.a
+    edit = Edit("resid_post.0", one) + Edit("resid_post.1", two)
+    again = Edit.from_pretrained(edit.save(tmp_path / "edit"))
+    first, second = (part.intervention.f for part in again.parts)
+    assert first is not second and first.a is first.b is second.a is second.b
+    assert len(list(again.parameters())) == len(list(edit.parameters())) == 1
+
+
 @pytest.mark.parametrize(
     "f",
     [lambda h: h, partial(doubled), nn.Linear(WIDTH, WIDTH), Bent(0.5)],

@@ -451,3 +451,12 @@ def test_a_damaged_source_in_a_folder_is_a_folder_error(tmp_path: Path) -> None:
     (folder / "edit.json").write_text(json.dumps(card))
     with pytest.raises(FolderError, match="part 0 is not readable"):
         Edit.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("site", ["z.1", "z.1.h2", "resid_post.1"])
+def test_activations_of_one_position_are_a_source(site: str) -> None:
+    model = tiny.model()
+    stored = Source(model.read(OTHER, site, tokens="last"))
+    found = model.forward(EVEN, edit=Edit(site, Swap(stored), tokens="last")).logits
+    want = model.forward(EVEN, edit=Edit(site, Swap(Source(OTHER)), tokens="last")).logits
+    torch.testing.assert_close(found, want)

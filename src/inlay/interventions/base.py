@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from inlay.errors import EditError, SiteError
 from inlay.interventions import families
+from inlay.interventions.source import Source
 from inlay.model.call import Call, State
 from inlay.model.sites import Site
 from inlay.model.tokens import Tokens
@@ -32,6 +33,10 @@ class Intervention(nn.Module):
             one is masked out instead.
         holds: the names of the state's tensors, which `rebuild` insists on; empty for a kind that decides by itself.
             `dims` may always be there too.
+        indices: which of the state's tensors are lists [n] that a Bank may make longer by repeating their last value.
+        shares: which of the state's tensors the items of a Bank have in common: one object in all of them.
+        source: the run whose activations it takes; `None` for a kind that takes none.
+        common: of a Bank, which of the state's tensors are no tables and serve every row.
         banked: whether it is a Bank.
         pooled: whether `reduce` makes a constant of all of its source's rows.
     """
@@ -40,6 +45,10 @@ class Intervention(nn.Module):
     needs: frozenset[str] = frozenset()
     neutral: ClassVar[Mapping[str, float] | None] = None
     holds: ClassVar[tuple[str, ...]] = ()
+    indices: tuple[str, ...] = ("dims",)
+    shares: tuple[str, ...] = ()
+    source: Source | None = None
+    common: frozenset[str] = frozenset()
     banked: bool = False
     pooled: bool = False
 
@@ -99,8 +108,7 @@ class Intervention(nn.Module):
 
     def sources(self) -> tuple[Any, ...]:
         """The Sources whose activations it takes."""
-        source = getattr(self, "source", None)
-        return () if source is None else (source,)
+        return () if self.source is None else (self.source,)
 
     def asks(self, model: Any, site: Site, tokens: Tokens) -> tuple[Site, Tokens]:
         """What it reads of its source's run for an Edit at this Site of one layer and these tokens."""
@@ -110,12 +118,35 @@ class Intervention(nn.Module):
 
     def picked(self, pick: Callable[[Any], Any]) -> Intervention:
         """The same for some rows of a batch: where it has a paired source, with those rows of it."""
-        source = getattr(self, "source", None)
-        if source is None or self.pooled:
-            return self
+        return self if self.source is None or self.pooled else self.with_source(pick(self.source))
+
+    def with_source(self, source: Any) -> Self:
+        """The same intervention, sharing its tensors, that takes another run's activations.
+
+        Args:
+            source: a `Source`, or prompts to make one of.
+
+        Raises:
+            EditError: this kind takes no source.
+        """
+        if "source" not in self.__dict__:
+            raise EditError(f"{type(self).__name__} takes no source, so it cannot be given {source!r:.60}")
         mine = copy.copy(self)
-        mine.__dict__["source"] = pick(source)
+        mine.source = as_source(source)
         return mine
+
+    def paired(self, call: Call) -> Tensor:
+        """The source's states that the positions of h are paired with, [rows, tokens, width].
+
+        Raises:
+            EditError: there is no source, or no model around that would run it.
+        """
+        if call.source is not None:
+            return call.source
+        name = type(self).__name__
+        if self.source is None:
+            raise EditError(f"{name} has no source yet: {name.lower()}.with_source(Source(prompts)) gives it one")
+        raise EditError(f"{name} runs inside a model's forward, where its source is paired with the base")
 
     def reduce(self, values: Tensor, real: Tensor | None) -> Tensor | None:
         """A constant [1, 1, width] made of the source's values; `None`: they are paired with h token by token."""
@@ -145,6 +176,25 @@ class Intervention(nn.Module):
     def forward(self, h: Tensor, call: Call | None = None) -> Tensor:
         """`transform` with the module's own state: what an Edit does to a Site's tensor, usable on any tensor."""
         return self.transform(h, self.prepare(self.state()), call or Call())
+
+
+def kind_of(intervention: Intervention) -> str:
+    """The name under which an intervention is stored.
+
+    Raises:
+        EditError: its class is not registered under a name of its own.
+    """
+    if not intervention.kind or Intervention.kinds.get(intervention.kind) is not type(intervention):
+        raise EditError(
+            f"{type(intervention).__name__} has no `kind` of its own, so nothing could load it again; set "
+            "kind = '<name>' on the class"
+        )
+    return intervention.kind
+
+
+def as_source(source: Any) -> Source | None:
+    """A Source of prompts or of stored activations; a Source, and `None`, stay what they are."""
+    return source if source is None or isinstance(source, Source) else Source(source)
 
 
 def vector(values: Any, name: str) -> Tensor:
@@ -181,6 +231,28 @@ def unit(values: Any, name: str) -> Tensor:
     if length == 0:
         raise EditError(f"{name} has length 0 and so no direction")
     return (wide / length).to(torch.promote_types(direction.dtype, torch.float32))
+
+
+def columns(values: Any, name: str) -> Tensor:
+    """Orthonormal columns that span those of a matrix [d, r], in float32, or in float64 where it is.
+
+    Raises:
+        EditError: it is no such matrix, or its columns are not independent, or not finite.
+    """
+    try:
+        given = torch.as_tensor(values).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise EditError(f"{name} is a matrix [width, r], not {values!r:.60}: {error}") from error
+    if given.ndim != 2 or not 1 <= given.shape[1] <= given.shape[0]:
+        raise EditError(f"{name} is [width, r] with r <= width, not {list(given.shape)}")
+    given = given if given.is_floating_point() else given.float()
+    if not torch.isfinite(given).all():
+        raise EditError(f"{name} holds values that are NaN or infinite")
+    upper = torch.linalg.qr(given.double(), mode="r").R
+    least = 16 * torch.finfo(given.dtype).eps * float(upper.abs().max())
+    if bool((upper.diagonal().abs() <= least).any()):
+        raise EditError(f"{name}: the columns are not independent; give a basis of the subspace")
+    return families.orthonormal(given.double()).to(torch.promote_types(given.dtype, torch.float32)).contiguous()
 
 
 def dimensions(dims: Dims) -> Tensor | None:
@@ -226,10 +298,7 @@ def keep(module: nn.Module, name: str, tensor: Tensor) -> None:
 
 def restore(module: Intervention, name: str, tensor: Tensor) -> None:
     """Put a tensor, with its dtype, in the place of the one that `module.state()` gives under `name`."""
-    there = module.state()[name]
-    there.data = tensor.detach()
-    if isinstance(there, nn.Parameter):
-        there.requires_grad_(tensor.requires_grad if isinstance(tensor, nn.Parameter) else there.requires_grad)
+    module.state()[name].data = tensor.detach()
 
 
 def at_dims(h: Tensor, new: Tensor, state: State) -> Tensor:

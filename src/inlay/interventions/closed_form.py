@@ -10,32 +10,53 @@ from torch import Tensor
 
 from inlay.errors import EditError
 from inlay.interventions import families
-from inlay.interventions.base import Dims, Intervention, at_dims, dimensions, keep, unit, vector
+from inlay.interventions.base import Dims, Intervention, at_dims, columns, dimensions, keep, unit, vector
+from inlay.interventions.source import Source
 from inlay.model.call import Call, State
 
 
 class Add(Intervention):
-    """h + s v: steering by a vector (activation addition).
+    """h + s v: steering by a vector (activation addition), or by the paired state of another run.
+
+    Subtraction is a strength of -1.
 
     Args:
-        vector: v, float [width]; an `nn.Parameter` stays trainable.
+        of: v, float [width], where an `nn.Parameter` stays trainable; or a `Source`.
+        dims: which dimensions, as a list, a closed slice or a bool mask [width]; all of them by default.
     """
 
     kind = "add"
-    holds = ("vector",)
     neutral: ClassVar[Mapping[str, float] | None] = {"vector": 0.0}
 
-    def __init__(self, vector: Any) -> None:
+    def __init__(self, of: Any, dims: Dims = None) -> None:
         super().__init__()
-        keep(self, "vector", _vector(vector, "Add(vector)"))
+        if isinstance(of, Source):
+            self.source = of
+            self.needs = frozenset({"source"})
+        else:
+            keep(self, "vector", _vector(of, "Add(vector)"))
+        self.register_buffer("dims", dimensions(dims))
 
-    def width(self) -> int:
-        """The length of v."""
-        return int(self.state()["vector"].shape[-1])
+    def width(self) -> int | None:
+        """The length of v, where it is given."""
+        vector = self.state().get("vector")
+        return None if vector is None else int(vector.shape[-1])
+
+    def config(self) -> dict[str, Any]:
+        """The source, `None` where v itself is given."""
+        return {"source": self.source}
+
+    @classmethod
+    def rebuild(cls, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Intervention:
+        """From the stored vector or source."""
+        if set(state) - {"dims"} != ({"vector"} if config["source"] is None else set()):
+            raise EditError(f"Add holds a vector or has a source, and is stored with {', '.join(state) or 'neither'}")
+        return cls(config["source"] or state["vector"], state.get("dims"))
 
     def transform(self, h: Tensor, state: State, call: Call) -> Tensor:
         """See `families.add`."""
-        return families.add(h, state["vector"], call.strength)
+        vector = state["vector"] if "vector" in state else self.paired(call)
+        return at_dims(h, families.add(h, vector, call.strength), state)
 
 
 class Clamp(Intervention):
@@ -118,20 +139,7 @@ class Project(Intervention):
         super().__init__()
         if isinstance(basis, Tensor) and basis.requires_grad:
             raise EditError("Project(basis) is orthonormalised once and would not train; give its tensor, .detach()ed")
-        try:
-            basis = torch.as_tensor(basis)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise EditError(f"Project(basis) is a matrix [width, r], not {basis!r:.60}: {error}") from error
-        if basis.ndim != 2 or basis.shape[1] > basis.shape[0]:
-            raise EditError(f"Project(basis) is [width, r] with r <= width, not {list(basis.shape)}")
-        if not torch.isfinite(basis).all():
-            raise EditError("Project(basis) holds values that are NaN or infinite")
-        basis = basis if basis.is_floating_point() else basis.float()
-        columns, upper = torch.linalg.qr(basis.detach().double())
-        least = 16 * torch.finfo(basis.dtype).eps * float(upper.abs().max())
-        if bool((upper.diagonal().abs() <= least).any()):
-            raise EditError("Project(basis): the columns are not independent; give a basis of the subspace")
-        self.register_buffer("basis", columns.to(torch.promote_types(basis.dtype, torch.float32)).contiguous())
+        self.register_buffer("basis", columns(basis, "Project(basis)"))
         self.keep = keep
 
     def width(self) -> int:

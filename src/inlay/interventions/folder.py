@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from inlay._version import __version__
 from inlay.errors import EditError, FolderError, InlayError
-from inlay.interventions.base import Intervention
+from inlay.interventions.base import Intervention, kind_of
 from inlay.interventions.edit import Edit, Part
 from inlay.interventions.source import Source
 from inlay.interventions.when import described
@@ -42,6 +42,7 @@ def write(edit: Edit, folder: Path, model: Any = None) -> Path:
     tensors: dict[str, Tensor] = {}
     sources: list[Source] = []
     first: dict[int, int] = {}
+    homes: dict[int, str] = {}
     parts = []
     for index, part in enumerate(edit.parts):
         if not part.tokens.storable:
@@ -51,9 +52,8 @@ def write(edit: Edit, folder: Path, model: Any = None) -> Path:
             row["same_as"] = first[id(part.intervention)]
         else:
             first[id(part.intervention)] = index
-            row |= _describe(part.intervention, index, sources)
-            state = part.intervention.state()
-            tensors |= {f"part{index}.{name}": t.detach().cpu().contiguous().clone() for name, t in state.items()}
+            row |= _describe(part.intervention, sources)
+            row["tied"] = _store(part.intervention.state(), index, tensors, homes)
         row |= {"joint": part.joint, "when": None}
         if part.when is not None:
             decides: dict[str, Tensor] = {}
@@ -67,25 +67,38 @@ def write(edit: Edit, folder: Path, model: Any = None) -> Path:
         "sources": [source.to_json() for source in sources],
         "parts": parts,
     }
-    _write_both(folder, save(tensors, {"format": "pt"}), card)
+    content = save(tensors, {"format": "pt"})
+    card["sha256"] = hashlib.sha256(content).hexdigest()
+    write_files(folder, {"edit.safetensors": content, "edit.json": (json.dumps(card, indent=2) + "\n").encode()})
     return folder
 
 
-def _describe(intervention: Intervention, index: int, sources: list[Source]) -> dict[str, Any]:
-    if not intervention.kind or Intervention.kinds.get(intervention.kind) is not type(intervention):
-        raise EditError(
-            f"part {index}: {type(intervention).__name__} has no `kind` of its own, so nothing could load it again; "
-            "set kind = '<name>' on the class"
-        )
-    config = dict(intervention.config())
-    if isinstance(source := config.get("source"), Source):
+def _store(
+    state: Mapping[str, Tensor], index: int, tensors: dict[str, Tensor], homes: dict[int, str]
+) -> dict[str, str]:
+    """Put the tensors of part `index` among those to be stored; which of them an earlier part has, and where."""
+    tied: dict[str, str] = {}
+    for name, tensor in state.items():
+        here = f"part{index}.{name}"
+        home = homes.setdefault(id(tensor), here) if isinstance(tensor, nn.Parameter) else here
+        if home == here:
+            tensors[here] = tensor.detach().cpu().contiguous().clone()
+        else:
+            tied[name] = home
+    return tied
+
+
+def _describe(intervention: Intervention, sources: list[Source]) -> dict[str, Any]:
+    def number(source: Source) -> int:
         if source not in sources:
             sources.append(source)
-        config["source"] = sources.index(source)
+        return sources.index(source)
+
+    config = _each_source(intervention.config(), number)
     state = intervention.state()
     parameters = {name: t for name, t in state.items() if isinstance(t, nn.Parameter)}
     return {
-        "kind": intervention.kind,
+        "kind": kind_of(intervention),
         "config": config,
         "shapes": {name: list(t.shape) for name, t in state.items()},
         "trainable": [name for name, t in parameters.items() if t.requires_grad],
@@ -93,10 +106,18 @@ def _describe(intervention: Intervention, index: int, sources: list[Source]) -> 
     }
 
 
-def _write_both(folder: Path, tensors: bytes, card: dict[str, Any]) -> None:
-    """Both files beside their targets first, then two renames; the description names the tensors' hash."""
-    card["sha256"] = hashlib.sha256(tensors).hexdigest()
-    files = {"edit.safetensors": tensors, "edit.json": (json.dumps(card, indent=2) + "\n").encode()}
+def _each_source(config: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """A configuration with its source replaced, and that of the intervention inside it (`config`), if any."""
+    changed = {name: _each_source(value, change) if name == "config" else value for name, value in config.items()}
+    return changed if changed.get("source") is None else {**changed, "source": change(changed["source"])}
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files by name: all of them beside their targets first, then one rename each.
+
+    Raises:
+        FolderError: the disk refuses.
+    """
     written: list[tuple[str, Path]] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +132,7 @@ def _write_both(folder: Path, tensors: bytes, card: dict[str, Any]) -> None:
         for temporary, target in written:
             os.replace(temporary, target)
     except OSError as error:
-        raise FolderError(f"the Edit could not be written to {folder}: {error}") from error
+        raise FolderError(f"{', '.join(files)} could not be written to {folder}: {error}") from error
     finally:
         for temporary, _ in written:
             Path(temporary).unlink(missing_ok=True)
@@ -127,11 +148,12 @@ def read(name: str | Path, model: Any = None, **kwargs: Any) -> Edit:
         _check_base(card["base"], model.identity(), folder)
     tensors = _tensors(folder)
     parts: list[Part] = []
+    parameters: dict[str, nn.Parameter] = {}
     index = -1
     try:
         sources = [Source.from_json(stored) for stored in card["sources"]]
         for index, row in enumerate(card["parts"]):
-            parts.append(_part(row, index, parts, tensors, sources))
+            parts.append(_part(row, index, parts, tensors, sources, parameters))
         _check_hash(folder, card)
         return Edit.of(tuple(parts), card["base"])
     except FolderError:
@@ -140,27 +162,41 @@ def read(name: str | Path, model: Any = None, **kwargs: Any) -> Edit:
         raise FolderError(f"{folder / 'edit.json'}: part {index} is not readable: {error!r}") from error
 
 
-def _part(row: Any, index: int, parts: list[Part], tensors: Mapping[str, Tensor], sources: list[Source]) -> Part:
+def _part(
+    row: Any,
+    index: int,
+    parts: list[Part],
+    tensors: Mapping[str, Tensor],
+    sources: list[Source],
+    parameters: dict[str, nn.Parameter],
+) -> Part:
     if "same_as" in row:
         if row["same_as"] not in range(index):
             raise ValueError(f"same_as={row['same_as']!r} is no earlier part")
         made = parts[row["same_as"]].intervention
     else:
-        made = _rebuild(row, index, tensors, sources)
+        made = _rebuild(row, index, tensors, sources, parameters)
     when = None if row["when"] is None else described(row["when"], tensors, f"part{index}.when")
     where = Site.parse(row["site"]), made, Tokens.parse(row["tokens"]), row["strength"]
     checked = Edit(*where, when=when, joint=row["joint"])
     return checked.parts[0]
 
 
-def _rebuild(row: dict[str, Any], index: int, tensors: Mapping[str, Tensor], sources: list[Source]) -> Intervention:
+def _rebuild(
+    row: dict[str, Any],
+    index: int,
+    tensors: Mapping[str, Tensor],
+    sources: list[Source],
+    parameters: dict[str, nn.Parameter],
+) -> Intervention:
     kind = Intervention.kinds.get(row["kind"])
     if kind is None:
         known = ", ".join(sorted(Intervention.kinds))
         raise FolderError(f"part {index} is of kind {row['kind']!r}; import the module that defines it. Known: {known}")
     state: dict[str, Tensor] = {}
     for name, shape in row["shapes"].items():
-        tensor = tensors.get(f"part{index}.{name}")
+        home = row["tied"].get(name, f"part{index}.{name}")
+        tensor = tensors.get(home)
         if tensor is None or list(tensor.shape) != shape:
             have = "missing" if tensor is None else f"of shape {list(tensor.shape)}"
             raise FolderError(
@@ -169,10 +205,8 @@ def _rebuild(row: dict[str, Any], index: int, tensors: Mapping[str, Tensor], sou
         if bool(tensor.isnan().any()) or (name not in ("low", "high") and not bool(torch.isfinite(tensor).all())):
             raise FolderError(f"part {index}: the tensor {name!r} holds values that are NaN or infinite")
         trained, fixed = name in row["trainable"], name in row["frozen"]
-        state[name] = nn.Parameter(tensor, trained) if trained or fixed else tensor
-    config = dict(row["config"])
-    if config.get("source") is not None:
-        config["source"] = sources[config["source"]]
+        state[name] = parameters.setdefault(home, nn.Parameter(tensor, trained)) if trained or fixed else tensor
+    config = _each_source(row["config"], lambda number: sources[number])
     made = kind.rebuild(state, config)
     if set(made.config()) != set(config):
         raise ValueError(f"{row['kind']} is not configured by {', '.join(config)}")

@@ -13,8 +13,7 @@ from torch.func import functional_call
 
 from inlay.errors import EditError
 from inlay.interventions import families
-from inlay.interventions.base import Intervention, restore
-from inlay.interventions.source import Source
+from inlay.interventions.base import Intervention, as_source, restore
 from inlay.model.call import Call, State
 
 _OFFERED = ("source", "input", "positions")
@@ -43,7 +42,7 @@ class Function(Intervention):
         if not callable(f):
             raise EditError(f"Function needs a function or a module, not {f!r}")
         self.f = f
-        self.source = None if source is None else source if isinstance(source, Source) else Source(source)
+        self.source = as_source(source)
         named = _named(f)
         self.needs = frozenset(named) - ({"source"} if self.source is None else set())
         if self.source is not None and "source" not in named:
@@ -119,8 +118,20 @@ class Function(Intervention):
             if have[name].shape != tensor.shape:
                 shapes = f"{list(have[name].shape)} and is stored as {list(tensor.shape)}"
                 raise EditError(f"{config['import']!r} does not take the stored state: {name} is {shapes}")
-            restore(made, name, tensor)
+            _put(made, name, tensor)
         return made
+
+
+def _put(made: Function, name: str, tensor: Tensor) -> None:
+    """Give the module a stored tensor: a parameter as the object that it is, wherever the module has that parameter."""
+    old = made.state()[name]
+    if not (isinstance(old, nn.Parameter) and isinstance(tensor, nn.Parameter)):
+        return restore(made, name, tensor)
+    assert isinstance(made.f, nn.Module)
+    for module in made.f.modules():
+        for own, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if parameter is old:
+                setattr(module, own, tensor)
 
 
 def _check_made_again(f: nn.Module, arguments: dict[str, Any]) -> None:

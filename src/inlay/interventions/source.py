@@ -98,7 +98,7 @@ class Source:
         if str(site) not in acts:
             raise EditError(f"the Source's activations hold {', '.join(acts)}, not {site}")
         values = acts[str(site)]
-        if acts.mask is None and values.ndim == 2:
+        if acts.mask is None:
             values = values[:, None]
         return values.flatten(2) if values.ndim > 3 else values, acts.mask
 
