@@ -24,6 +24,8 @@ class Case:
         limit: the greatest ratio to plain HF that is aimed at.
         beside: the case of the section (a bare hook, say) that this one is also divided by.
         beside_limit: the greatest ratio to that one that is aimed at.
+        part: the share of the section's work that `call` does, where all of it would take too long; its times are
+            divided by it.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Case:
     limit: float | None = None
     beside: str | None = None
     beside_limit: float | None = None
+    part: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,8 @@ def measure(section: Section, tool: str = "inlay", scale: float = 1.0) -> list[R
             for case in order:
                 wall, cpu = time.perf_counter(), time.thread_time()
                 case.call()
-                times[case.name].cpu.append(time.thread_time() - cpu)
-                times[case.name].wall.append(time.perf_counter() - wall)
+                times[case.name].cpu.append((time.thread_time() - cpu) / case.part)
+                times[case.name].wall.append((time.perf_counter() - wall) / case.part)
             gc.collect()
     finally:
         gc.enable()
