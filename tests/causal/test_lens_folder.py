@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.interventions import tiny
 
 import inlay
-from inlay.causal import lens_folder
+from inlay import _files
 from inlay.causal.tuned_lens import TunedLens
 from inlay.errors import FolderError
 
@@ -101,8 +101,8 @@ def test_an_interrupted_save_leaves_the_old_lens_or_one_that_is_refused(
             raise OSError("no space left on device")
         real(source, target)
 
-    monkeypatch.setattr(lens_folder.os, "replace", full)
-    with pytest.raises(FolderError, match=r"the lens could not be written to .*no space left"):
+    monkeypatch.setattr(_files.os, "replace", full)
+    with pytest.raises(FolderError, match=r"lens.json could not be written to .*no space left"):
         other.save(folder)
     assert sorted(p.name for p in folder.iterdir()) == ["lens.json", "lens.safetensors"]
     if at == 0:

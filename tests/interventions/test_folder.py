@@ -304,8 +304,7 @@ def test_what_lives_in_memory_alone_is_refused(tmp_path: Path) -> None:
 
     for intervention, telling in (
         (lambda h: h, "cannot be saved"),
-        (Swap(torch.randn(4, 1, WIDTH)), "only a Source of prompts"),
-        (Mean(torch.randn(4, 1, WIDTH)), "only a Source of prompts"),
+        (Swap(Source([[1, 2]], tokens=torch.tensor([[0]]))), "belongs to one batch"),
         (Mine(), "Mine has no `kind` of its own"),
     ):
         with pytest.raises(EditError, match=telling):

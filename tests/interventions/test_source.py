@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from tests.interventions.tiny import EVEN, OTHER, RAGGED, WIDTH
 from torch import Tensor, nn
 
 import inlay
-from inlay import Activations, Add, Edit, Function, Mean, Scale, Source, Swap
+from inlay import Add, Edit, Function, Mean, Scale, Source, Swap
 from inlay.errors import EditError, FolderError, InputError, ModelError, SiteError
 
 THIRD = [[2, 4, 6, 8], [1, 3, 5, 7], [60, 61, 62, 63], [30, 20, 10, 5]]
@@ -378,27 +380,76 @@ def test_deepcopy_and_repr() -> None:
     assert repr(Source(torch.zeros(1, 2, 3))) == "Source(stored activations)"
 
 
-def test_a_source_of_prompts_is_stored_as_json() -> None:
+def test_a_source_of_prompts_is_described_and_made_again() -> None:
     source = Source(OTHER, tokens="last2", site="mlp_out.1", grad=True)
-    again = Source.from_json(source.to_json())
+    state: dict[str, torch.Tensor] = {}
+    said = json.loads(json.dumps(source.describe(state, "source0")))
+    again = Source.described(said, state, "source0")
+    assert not state
     assert again.prompts == OTHER and str(again.tokens) == "last2" and str(again.site) == "mlp_out.1" and again.grad
-    assert Source.from_json(Source("one prompt").to_json()).prompts in ("one prompt", ["one prompt"])
+    one = Source("one prompt")
+    assert Source.described(one.describe(state, ""), state, "").prompts == ["one prompt"]
+
+
+SAVED = {
+    "prompts": lambda model: Source(OTHER),
+    "ids tensor": lambda model: Source(torch.tensor(EVEN)),
+    "tensor": lambda model: Source(model.read(EVEN, "resid_post.1", "last")["resid_post.1"][:, None]),
+    "activations": lambda model: Source(model.read(EVEN, "resid_post.*", "last")),
+    "activations of several tokens": lambda model: Source(model.read(OTHER, "resid_post.*", "last2")),
+    "its own Edit": lambda model: Source(OTHER, edit=Edit("resid_post.0", Scale(2.0), "last")),
+    "its own Edit, with a Source of its own": lambda model: Source(
+        OTHER, edit=Edit("resid_post.0", Swap(Source(EVEN, edit=Edit("embed", Scale(3.0)))), "last")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_a_source_comes_back_from_disk_as_it_was(name: str, tmp_path: Path) -> None:
+    model = tiny.model()
+    tokens = "last2" if "several" in name else "last"
+    shared = SAVED[name](model)
+    edit = Edit("resid_post.1", Swap(shared), tokens) + Edit("resid_post.1", Mean(shared), tokens)
+    again = Edit.from_pretrained(edit.save(tmp_path / "edit", model), model)
+    first, second = (part.intervention.source for part in again.parts)
+    assert first is second and first is not shared
+    assert torch.equal(model.forward(EVEN, edit=again).logits, model.forward(EVEN, edit=edit).logits)
+    assert not torch.equal(model.forward(EVEN, edit=again).logits, model.forward(EVEN).logits)
 
 
 @pytest.mark.parametrize(
-    "source",
+    ("sources", "said"),
     [
-        lambda: Source(torch.randn(1, 2, 3)),
-        lambda: Source(Activations({"resid_post.0": torch.randn(1, 3)})),
-        lambda: Source(OTHER, edit=Edit("resid_post.0", Scale(2.0))),
-        lambda: Source(OTHER, tokens=torch.tensor([[0]])),
-        lambda: Source(torch.tensor(OTHER)),
+        (lambda card: card["sources"][0].update(parts=card["parts"]), "source 0 needs itself"),
+        (lambda card: card["sources"].clear(), "there is no source 0"),
+        (lambda card: card["sources"][0].update(prompts=None), "source0.tensor"),
+        (lambda card: card["sources"][0].update(read={"sites": ["embed"], "layers": 2}), "source0.embed"),
+        (lambda card: card["sources"][0].pop("read"), "read"),
+        (lambda card: card.update(sources=[3]), "part 0 is not readable"),
     ],
-    ids=["tensor", "activations", "edit", "positions", "ids tensor"],
 )
-def test_what_cannot_be_stored_says_so(source: object) -> None:
-    with pytest.raises(EditError, match="only a Source of prompts, without an Edit of its own, can be saved"):
-        source().to_json()  # type: ignore[operator]
+def test_a_damaged_source_is_refused(sources: Any, said: str, tmp_path: Path) -> None:
+    folder = Edit("resid_post.1", Swap(Source(OTHER)), "last").save(tmp_path / "edit")
+    card = json.loads((folder / "edit.json").read_text())
+    sources(card)
+    (folder / "edit.json").write_text(json.dumps(card))
+    with pytest.raises(FolderError, match=said):
+        Edit.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (lambda: Source(OTHER, tokens=torch.tensor([[0]])), r"Source\(tokens=.*\) belongs to one batch"),
+        (lambda: Source({"input_ids": torch.tensor(OTHER)}), "cannot be saved"),
+        (lambda: Source(OTHER, edit=Edit("embed", lambda h: h)), "cannot be saved"),
+        (lambda: Source(OTHER, edit=Edit("embed", Scale(2.0), torch.tensor([[0]]))), "belongs to one batch"),
+    ],
+    ids=["positions", "a batch", "a lambda of its Edit", "positions of its Edit"],
+)
+def test_what_cannot_be_saved_says_so(source: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(EditError, match=said):
+        Edit("resid_post.1", Swap(source()), "last").save(tmp_path / "edit")
 
 
 def test_a_stored_swap_is_found_again(tmp_path: Path) -> None:

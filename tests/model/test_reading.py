@@ -18,7 +18,7 @@ from tests.model.chat import HEADS, LAYERS, WIDTH, block, ids
 from torch import Tensor, nn
 
 import inlay
-from inlay import Add, Bank, Edit, Source, Swap, span
+from inlay import Add, Bank, Edit, Function, KeepNorm, Project, Source, Swap, span
 from inlay.errors import EditError, FolderError, InputError, ResumeError, SiteError, TokensError
 from inlay.model import patch
 from inlay.model import shards as disk
@@ -733,6 +733,14 @@ PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "source": ({"edit": one_donor("sea")}, {"edit": one_donor("moon")}),
     "function": ({"edit": Edit(SITE, first_half)}, {"edit": Edit(SITE, first_double)}),
+    "what is kept": (
+        {"edit": Edit(SITE, Project(torch.ones(WIDTH, 1)))},
+        {"edit": Edit(SITE, Project(torch.ones(WIDTH, 1), keep=True))},
+    ),
+    "lambda inside": (
+        {"edit": Edit(SITE, KeepNorm(Function(lambda h: h + 1)))},
+        {"edit": Edit(SITE, KeepNorm(Function(lambda h: h + 2)))},
+    ),
     "positions as a tensor": (
         {"tokens": torch.tensor([[0], [0], [0], [0], [0], [0]])},
         {"tokens": torch.tensor([[0], [0], [0], [0], [0], [1]])},

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inlay._files import write_files
 from inlay._version import __version__
 from inlay.causal.interchange import InterchangeAccuracy
 from inlay.errors import FolderError
@@ -40,19 +39,7 @@ def write(alignment: Alignment, folder: Path) -> Path:
         "history": dict(alignment.history),
         "facts": dict(alignment.facts),
     }
-    try:
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".alignment.json.")
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(json.dumps(card, indent=2) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, folder / "alignment.json")
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except OSError as error:
-        raise FolderError(f"the alignment could not be written to {folder}: {error}") from error
+    write_files(folder, {"alignment.json": (json.dumps(card, indent=2) + "\n").encode()})
     return folder
 
 

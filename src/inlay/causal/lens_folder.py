@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse
 from safetensors.torch import save as serialise
 
+from inlay._files import write_files
 from inlay._version import __version__
 from inlay.errors import FolderError, InlayError
 
@@ -43,24 +42,7 @@ def write(lens: TunedLens, folder: Path) -> Path:
         "sha256": hashlib.sha256(tensors).hexdigest(),
     }
     files = {"lens.safetensors": tensors, "lens.json": (json.dumps(card, indent=2) + "\n").encode()}
-    written: list[tuple[str, Path]] = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
-            written.append((temporary, folder / name))
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-        for temporary, target in written:
-            os.replace(temporary, target)
-    except OSError as error:
-        raise FolderError(f"the lens could not be written to {folder}: {error}") from error
-    finally:
-        for temporary, _ in written:
-            Path(temporary).unlink(missing_ok=True)
+    write_files(folder, files)
     return folder
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from inlay._files import write_files
 from inlay._version import __version__
 from inlay.errors import EditError, FolderError, InlayError
 from inlay.interventions.base import Intervention, kind_of
@@ -36,106 +36,92 @@ def write(edit: Edit, folder: Path, model: Any = None) -> Path:
         model: the `Model` it was made for; its name, revision and shape are recorded.
 
     Raises:
-        EditError: a part lives only in memory (a lambda, a mask, a Source of tensors).
+        EditError: a part lives only in memory (a lambda, tokens given as a tensor).
         FolderError: the disk refuses.
     """
-    tensors: dict[str, Tensor] = {}
-    sources: list[Source] = []
-    first: dict[int, int] = {}
-    homes: dict[int, str] = {}
-    parts = []
-    for index, part in enumerate(edit.parts):
-        if not part.tokens.storable:
-            raise EditError(f"part {index}: tokens={part.tokens} belongs to one batch and cannot be saved")
-        row: dict[str, Any] = {"site": str(part.site), "tokens": str(part.tokens), "strength": part.strength}
-        if id(part.intervention) in first:
-            row["same_as"] = first[id(part.intervention)]
-        else:
-            first[id(part.intervention)] = index
-            row |= _describe(part.intervention, sources)
-            row["tied"] = _store(part.intervention.state(), index, tensors, homes)
-        row |= {"joint": part.joint, "when": None}
-        if part.when is not None:
-            decides: dict[str, Tensor] = {}
-            row["when"] = part.when.describe(decides, f"part{index}.when")
-            tensors |= {name: t.detach().cpu().contiguous().clone() for name, t in decides.items()}
-        parts.append(row)
+    writing = _Writing()
+    parts = writing.parts(edit, "")
     card = {
         "format": FORMAT,
         "inlay": __version__,
         "base": model.identity() if model is not None else edit.base,
-        "sources": [source.to_json() for source in sources],
+        "sources": writing.described,
         "parts": parts,
     }
-    content = save(tensors, {"format": "pt"})
+    content = save(writing.tensors, {"format": "pt"})
     card["sha256"] = hashlib.sha256(content).hexdigest()
     write_files(folder, {"edit.safetensors": content, "edit.json": (json.dumps(card, indent=2) + "\n").encode()})
     return folder
 
 
-def _store(
-    state: Mapping[str, Tensor], index: int, tensors: dict[str, Tensor], homes: dict[int, str]
-) -> dict[str, str]:
-    """Put the tensors of part `index` among those to be stored; which of them an earlier part has, and where."""
-    tied: dict[str, str] = {}
-    for name, tensor in state.items():
-        here = f"part{index}.{name}"
-        home = homes.setdefault(id(tensor), here) if isinstance(tensor, nn.Parameter) else here
-        if home == here:
-            tensors[here] = tensor.detach().cpu().contiguous().clone()
-        else:
-            tied[name] = home
-    return tied
+class _Writing:
+    """What an Edit's folder is to hold: tensors by name, and the Sources, each behind those that it needs itself."""
 
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.sources: list[Source] = []
+        self.described: list[dict[str, Any]] = []
+        self.homes: dict[int, str] = {}
 
-def _describe(intervention: Intervention, sources: list[Source]) -> dict[str, Any]:
-    def number(source: Source) -> int:
-        if source not in sources:
-            sources.append(source)
-        return sources.index(source)
+    def parts(self, edit: Edit, prefix: str) -> list[dict[str, Any]]:
+        """The parts of an Edit as JSON values; the names of their tensors begin with `prefix`."""
+        first: dict[int, int] = {}
+        rows = []
+        for index, part in enumerate(edit.parts):
+            if not part.tokens.storable:
+                raise EditError(f"part {index}: tokens={part.tokens} belongs to one batch and cannot be saved")
+            here = f"{prefix}part{index}"
+            row: dict[str, Any] = {"site": str(part.site), "tokens": str(part.tokens), "strength": part.strength}
+            if id(part.intervention) in first:
+                row["same_as"] = first[id(part.intervention)]
+            else:
+                first[id(part.intervention)] = index
+                row |= self.intervention(part.intervention, here)
+            row |= {"joint": part.joint, "when": None}
+            if part.when is not None:
+                decides: dict[str, Tensor] = {}
+                row["when"] = part.when.describe(decides, f"{here}.when")
+                self.keep(decides)
+            rows.append(row)
+        return rows
 
-    config = _each_source(intervention.config(), number)
-    state = intervention.state()
-    parameters = {name: t for name, t in state.items() if isinstance(t, nn.Parameter)}
-    return {
-        "kind": kind_of(intervention),
-        "config": config,
-        "shapes": {name: list(t.shape) for name, t in state.items()},
-        "trainable": [name for name, t in parameters.items() if t.requires_grad],
-        "frozen": [name for name, t in parameters.items() if not t.requires_grad],
-    }
+    def intervention(self, intervention: Intervention, here: str) -> dict[str, Any]:
+        """Its kind, config and shapes; which parameters are trained, and which an earlier part has, and where."""
+        state = intervention.state()
+        parameters = {name: t for name, t in state.items() if isinstance(t, nn.Parameter)}
+        homes = {name: self.homes.setdefault(id(t), f"{here}.{name}") for name, t in parameters.items()}
+        tied = {name: home for name, home in homes.items() if home != f"{here}.{name}"}
+        self.keep({f"{here}.{name}": tensor for name, tensor in state.items() if name not in tied})
+        return {
+            "kind": kind_of(intervention),
+            "config": _each_source(intervention.config(), self.source),
+            "shapes": {name: list(t.shape) for name, t in state.items()},
+            "trainable": [name for name, t in parameters.items() if t.requires_grad],
+            "frozen": [name for name, t in parameters.items() if not t.requires_grad],
+            "tied": tied,
+        }
+
+    def source(self, source: Source) -> int:
+        """Its number among the Sources."""
+        if source not in self.sources:
+            prefix = f"source{len(self.sources)}"
+            self.sources.append(source)
+            tensors: dict[str, Tensor] = {}
+            said = source.describe(tensors, prefix)
+            self.keep(tensors)
+            self.described.append(said)
+            said["parts"] = None if source.edit is None else self.parts(source.edit, f"{prefix}.")
+        return self.sources.index(source)
+
+    def keep(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copies of tensors, which share no memory: safetensors refuses those that do."""
+        self.tensors |= {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
 def _each_source(config: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
     """A configuration with its source replaced, and that of the intervention inside it (`config`), if any."""
     changed = {name: _each_source(value, change) if name == "config" else value for name, value in config.items()}
     return changed if changed.get("source") is None else {**changed, "source": change(changed["source"])}
-
-
-def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files by name: all of them beside their targets first, then one rename each.
-
-    Raises:
-        FolderError: the disk refuses.
-    """
-    written: list[tuple[str, Path]] = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
-            written.append((temporary, folder / name))
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-        for temporary, target in written:
-            os.replace(temporary, target)
-    except OSError as error:
-        raise FolderError(f"{', '.join(files)} could not be written to {folder}: {error}") from error
-    finally:
-        for temporary, _ in written:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def read(name: str | Path, model: Any = None, **kwargs: Any) -> Edit:
@@ -147,70 +133,87 @@ def read(name: str | Path, model: Any = None, **kwargs: Any) -> Edit:
     if model is not None:
         _check_base(card["base"], model.identity(), folder)
     tensors = _tensors(folder)
-    parts: list[Part] = []
-    parameters: dict[str, nn.Parameter] = {}
-    index = -1
+    reading = _Reading(card["sources"], tensors)
     try:
-        sources = [Source.from_json(stored) for stored in card["sources"]]
-        for index, row in enumerate(card["parts"]):
-            parts.append(_part(row, index, parts, tensors, sources, parameters))
+        parts = reading.parts(card["parts"], "")
+        for number in range(len(card["sources"])):
+            reading.source(number)
         _check_hash(folder, card)
         return Edit.of(tuple(parts), card["base"])
     except FolderError:
         raise
     except (InlayError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise FolderError(f"{folder / 'edit.json'}: part {index} is not readable: {error!r}") from error
+        raise FolderError(f"{folder / 'edit.json'}: {reading.at} is not readable: {error!r}") from error
 
 
-def _part(
-    row: Any,
-    index: int,
-    parts: list[Part],
-    tensors: Mapping[str, Tensor],
-    sources: list[Source],
-    parameters: dict[str, nn.Parameter],
-) -> Part:
-    if "same_as" in row:
-        if row["same_as"] not in range(index):
-            raise ValueError(f"same_as={row['same_as']!r} is no earlier part")
-        made = parts[row["same_as"]].intervention
-    else:
-        made = _rebuild(row, index, tensors, sources, parameters)
-    when = None if row["when"] is None else described(row["when"], tensors, f"part{index}.when")
-    where = Site.parse(row["site"]), made, Tokens.parse(row["tokens"]), row["strength"]
-    checked = Edit(*where, when=when, joint=row["joint"])
-    return checked.parts[0]
+class _Reading:
+    """An Edit's folder being read; `at` says where."""
 
+    def __init__(self, described: list[Any], tensors: Mapping[str, Tensor]) -> None:
+        self.described, self.tensors, self.at = described, tensors, "sources"
+        self.sources: dict[int, Source | None] = {}
+        self.parameters: dict[str, nn.Parameter] = {}
 
-def _rebuild(
-    row: dict[str, Any],
-    index: int,
-    tensors: Mapping[str, Tensor],
-    sources: list[Source],
-    parameters: dict[str, nn.Parameter],
-) -> Intervention:
-    kind = Intervention.kinds.get(row["kind"])
-    if kind is None:
-        known = ", ".join(sorted(Intervention.kinds))
-        raise FolderError(f"part {index} is of kind {row['kind']!r}; import the module that defines it. Known: {known}")
-    state: dict[str, Tensor] = {}
-    for name, shape in row["shapes"].items():
-        home = row["tied"].get(name, f"part{index}.{name}")
-        tensor = tensors.get(home)
-        if tensor is None or list(tensor.shape) != shape:
-            have = "missing" if tensor is None else f"of shape {list(tensor.shape)}"
+    def parts(self, rows: list[Any], prefix: str) -> list[Part]:
+        """What `_Writing.parts` told of."""
+        parts: list[Part] = []
+        for index, row in enumerate(rows):
+            here = f"{prefix}part{index}"
+            self.at = f"{prefix}part {index}"
+            if "same_as" not in row:
+                made = self.intervention(row, here)
+            elif row["same_as"] in range(index):
+                made = parts[row["same_as"]].intervention
+            else:
+                raise ValueError(f"same_as={row['same_as']!r} is no earlier part")
+            when = None if row["when"] is None else described(row["when"], self.tensors, f"{here}.when")
+            where = Site.parse(row["site"]), made, Tokens.parse(row["tokens"]), row["strength"]
+            parts += Edit(*where, when=when, joint=row["joint"]).parts
+        return parts
+
+    def intervention(self, row: dict[str, Any], here: str) -> Intervention:
+        """What `_Writing.intervention` told of."""
+        kind = Intervention.kinds.get(row["kind"])
+        if kind is None:
+            known = ", ".join(sorted(Intervention.kinds))
             raise FolderError(
-                f"part {index}: the tensor {name!r} should be {shape} and is {have}; the folder is damaged"
+                f"{self.at} is of kind {row['kind']!r}; import the module that defines it. Known: {known}"
             )
-        if bool(tensor.isnan().any()) or (name not in ("low", "high") and not bool(torch.isfinite(tensor).all())):
-            raise FolderError(f"part {index}: the tensor {name!r} holds values that are NaN or infinite")
-        trained, fixed = name in row["trainable"], name in row["frozen"]
-        state[name] = parameters.setdefault(home, nn.Parameter(tensor, trained)) if trained or fixed else tensor
-    config = _each_source(row["config"], lambda number: sources[number])
-    made = kind.rebuild(state, config)
-    if set(made.config()) != set(config):
-        raise ValueError(f"{row['kind']} is not configured by {', '.join(config)}")
-    return made
+        state: dict[str, Tensor] = {}
+        for name, shape in row["shapes"].items():
+            home = row["tied"].get(name, f"{here}.{name}")
+            tensor = self.tensors.get(home)
+            if tensor is None or list(tensor.shape) != shape:
+                have = "missing" if tensor is None else f"of shape {list(tensor.shape)}"
+                raise FolderError(
+                    f"{self.at}: the tensor {name!r} should be {shape} and is {have}; the folder is damaged"
+                )
+            if bool(tensor.isnan().any()) or (name not in ("low", "high") and not bool(torch.isfinite(tensor).all())):
+                raise FolderError(f"{self.at}: the tensor {name!r} holds values that are NaN or infinite")
+            trained, fixed = name in row["trainable"], name in row["frozen"]
+            state[name] = (
+                self.parameters.setdefault(home, nn.Parameter(tensor, trained)) if trained or fixed else tensor
+            )
+        config = _each_source(row["config"], self.source)
+        made = kind.rebuild(state, config)
+        if set(made.config()) != set(config):
+            raise ValueError(f"{row['kind']} is not configured by {', '.join(config)}")
+        return made
+
+    def source(self, number: int) -> Source:
+        """The Source of a number; an Edit of its own is read first."""
+        if number in self.sources:
+            found = self.sources[number]
+            if found is None:
+                raise ValueError(f"source {number} needs itself")
+            return found
+        if number not in range(len(self.described)):
+            raise ValueError(f"there is no source {number!r}")
+        self.sources[number] = None
+        said, prefix = self.described[number], f"source{number}"
+        edit = None if said["parts"] is None else Edit.of(tuple(self.parts(said["parts"], f"{prefix}.")))
+        made = self.sources[number] = Source.described(said, self.tensors, prefix, edit)
+        return made
 
 
 def _card(folder: Path) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from inlay._files import write_files
 from inlay.errors import EditError, FolderError
 from inlay.interventions import families
-from inlay.interventions.folder import write_files
 
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 _ELEUTHER = {"encoder.weight": "W_enc", "encoder.bias": "b_enc"}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -102,28 +103,44 @@ class Source:
             values = values[:, None]
         return values.flatten(2) if values.ndim > 3 else values, acts.mask
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything that rebuilds it.
+    def describe(self, state: dict[str, Tensor], prefix: str) -> dict[str, Any]:
+        """Itself as JSON values, but for its Edit; its tensors are put into `state`, their names after `prefix`.
 
         Raises:
-            EditError: it holds tensors, an Edit or Tokens that only live in memory.
+            EditError: its prompts or its tokens live only in memory.
         """
-        texts = [self.prompts] if isinstance(self.prompts, str) else self.prompts
-        if not isinstance(texts, (list, tuple)) or self.edit is not None or (self.tokens and not self.tokens.storable):
-            raise EditError(
-                "only a Source of prompts, without an Edit of its own, can be saved; save the activations instead"
-            )
-        return {
-            "prompts": list(texts),
-            "tokens": str(self.tokens) if self.tokens else None,
-            "site": str(self.site) if self.site else None,
-            "grad": self.grad,
-        }
+        if self.tokens is not None and not self.tokens.storable:
+            raise EditError(f"Source(tokens={self.tokens}) belongs to one batch and cannot be saved")
+        said = {"tokens": self.tokens and str(self.tokens), "site": self.site and str(self.site), "grad": self.grad}
+        what = self.prompts
+        if isinstance(what, Tensor):
+            state[f"{prefix}.tensor"] = what
+            return said | {"prompts": None, "read": None}
+        if isinstance(what, Activations):
+            state |= {f"{prefix}.{name}": tensor for name, tensor in what.items()}
+            state |= {} if what.mask is None else {f"{prefix}.mask": what.mask}
+            return said | {"prompts": None, "read": {"sites": list(what), "layers": what.layers}}
+        texts = [what] if isinstance(what, str) else what
+        try:
+            return said | {"prompts": json.loads(json.dumps(texts)), "read": None}
+        except TypeError as error:
+            raise EditError(f"a Source of {what!r:.60} cannot be saved: {error}") from error
 
     @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> Source:
-        """What `to_json` gave, back."""
-        return cls(**stored)
+    def described(cls, said: Mapping[str, Any], state: Mapping[str, Tensor], prefix: str, edit: Any = None) -> Source:
+        """The Source that `describe` told of, with its Edit.
+
+        Raises:
+            KeyError, InlayError: the description or a tensor is not complete.
+        """
+        prompts = said["prompts"]
+        if said["read"] is not None:
+            sites, mask = said["read"]["sites"], state.get(f"{prefix}.mask")
+            tensors = {name: state[f"{prefix}.{name}"] for name in sites}
+            prompts = Activations(tensors, mask, layers=said["read"]["layers"])
+        elif prompts is None:
+            prompts = state[f"{prefix}.tensor"]
+        return cls(prompts, edit=edit, **{name: said[name] for name in ("tokens", "site", "grad")})
 
     def __repr__(self) -> str:
         what = "stored activations" if self.stored else f"{self.prompts!r:.60}"

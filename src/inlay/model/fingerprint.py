@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from inlay.errors import EditError
 from inlay.model.inputs import Row
 from inlay.model.passes import Want
 from inlay.model.tokens import Given, Tokens
@@ -42,7 +43,9 @@ def fingerprint(model: Model, data: Sequence[Row], wants: list[Want], parts: Seq
     for part in parts:
         say((str(part.site), part.strength, part.intervention.kind, part.joint))
         say(part.tokens)
-        say(getattr(part.intervention, "f", None))
+        say(_configured(part.intervention))
+        for module in part.intervention.modules():
+            say(getattr(module, "f", None))
         for source in part.intervention.sources():
             for values, real in source.activations(model, [part.intervention.asks(model, part.site, part.tokens)]):
                 say(values)
@@ -59,6 +62,14 @@ def fingerprint(model: Model, data: Sequence[Row], wants: list[Want], parts: Seq
     for one in rest:
         say(one)
     return said.hexdigest()
+
+
+def _configured(intervention: Any) -> str:
+    """What an intervention says of itself, but for its Sources; that of a lambda is its `f`."""
+    try:
+        return json.dumps(intervention.config(), sort_keys=True, default=lambda _: None)
+    except EditError:
+        return ""
 
 
 def weights(model: Model) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from inlay._files import write_files
 from inlay.bench.report.charts import charts
 from inlay.bench.report.palette import palette
 from inlay.bench.report.points import pairs
 from inlay.bench.report.tables import heat, number, numbers, settings, tiles
 from inlay.bench.result import BenchResult
-from inlay.errors import ExtraError, FolderError
+from inlay.errors import ExtraError
 
 
 def write(result: BenchResult, path: str | Path) -> Path:
@@ -34,22 +33,7 @@ def write(result: BenchResult, path: str | Path) -> Path:
         FolderError: the file cannot be written.
     """
     target = Path(path).expanduser()
-    page = render(result).encode()
-    temporary: str | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise FolderError(f"the report could not be written to {target}: {error}") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    write_files(target.parent, {target.name: render(result).encode()})
     return target
 
 
