@@ -78,6 +78,16 @@ def _one(phase: str, k: int) -> tuple[str, Reference]:
     )
 
 
+def _ends(first: int, last: int) -> Reference:
+    def found(prompt: list[int], response: list[int], end: int) -> list[int]:
+        n = len(prompt)
+        short = n < first + last
+        p, s = (min(first, n // 2), min(last, -(-n // 2))) if short else (first, last)
+        return prompt[:p] + prompt[n - s :]
+
+    return found
+
+
 edge = st.none() | st.integers(0, 5)
 signed = st.none() | st.integers(-5, 5)
 clauses = st.one_of(
@@ -89,6 +99,7 @@ clauses = st.one_of(
     st.integers(1, 4).map(lambda n: (f"last{n}", lambda prompt, response, end: prompt[-n:])),
     st.just(("first", lambda prompt, response, end: prompt[:1])),
     st.just(("last", lambda prompt, response, end: prompt[-1:])),
+    st.tuples(st.integers(1, 4), st.integers(0, 4)).map(lambda pq: (f"ends({pq[0]}, {pq[1]})", _ends(*pq))),
     st.integers(-4, 4).map(lambda k: (str(k), _one("prompt", k)[1])),
     st.integers(-4, 4).map(lambda k: _one("prompt", k)),
     st.integers(0, 4).map(lambda k: _one("response", k)),

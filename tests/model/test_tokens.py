@@ -18,6 +18,15 @@ from inlay.errors import EditError, TokensError
 
 Pick = Callable[[list[int], list[int]], list[int]]  # (prompt positions, response positions) -> selected positions
 
+
+def ends(p: list[int], first: int, last: int) -> list[int]:
+    """The first and last tokens of a prompt, as 2404.03592 section 4.1 has it for short ones."""
+    n = len(p)
+    if n < first + last:
+        first, last = min(first, n // 2), min(last, (n + 1) // 2)
+    return p[:first] + p[n - last :]
+
+
 SPELLINGS: dict[str, tuple[Any, Pick]] = {
     "all": ("all", lambda p, r: p + r),
     "prompt": ("prompt", lambda p, r: p),
@@ -37,6 +46,14 @@ SPELLINGS: dict[str, tuple[Any, Pick]] = {
     "last": ("last", lambda p, r: p[-1:]),
     "last3": ("last3", lambda p, r: p[-3:]),
     "first4+last4": ("first4+last4", lambda p, r: p[:4] + p[-4:]),
+    "ends(2, 1)": ("ends(2, 1)", lambda p, r: ends(p, 2, 1)),
+    "ends(1,3)": ("ends(1,3)", lambda p, r: ends(p, 1, 3)),
+    "ends(3, 0)": ("ends(3, 0)", lambda p, r: ends(p, 3, 0)),
+    "ends(0, 2)+first": ("ends(0, 2)+first", lambda p, r: [*p[:1], *ends(p, 0, 2)]),
+    "ends(2, 2)[0:2]": ("ends(2, 2)[0:2]", lambda p, r: [i for i in ends(p, 2, 2) if i < min(2, len(p) // 2)]),
+    "ends(2, 2)[2:]": ("ends(2, 2)[2:]", lambda p, r: ends(p, 2, 2)[min(2, len(p) // 2) :]),
+    "ends(2, 2)[3]": ("ends(2, 2)[3]", lambda p, r: p[-1:]),
+    "ends(2, 2)[2]": ("ends(2, 2)[2]", lambda p, r: [p[-2]] if len(p) > 2 else []),
     "first+response[1:2]": (" first + response[1:2] ", lambda p, r: p[:1] + r[1:2]),
     "prompt_end": ("prompt_end", lambda p, r: p[-1:]),
     "int": (1, lambda p, r: [p[1]]),
@@ -347,6 +364,27 @@ def test_text_of_tokens_reads_back(name: str) -> None:
     assert again.clauses == tokens.clauses and tokens.storable
 
 
+@pytest.mark.parametrize(
+    ("first", "last", "n", "places"),
+    [  # 2404.03592 section 4.1: how many of the first and of the last tokens
+        *((7, 7, n, want) for n, want in ((1, (0, 1)), (3, (1, 2)), (5, (2, 3)), (13, (6, 7)), (14, (7, 7)))),
+        *((7, 1, n, want) for n, want in ((8, (7, 1)), (13, (7, 1)), (5, (2, 1)))),
+        *((3, 0, n, (3, 0)) for n in (3, 4, 5)),
+        (0, 1, 1, (0, 1)),
+    ],
+)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_ends_of_short_prompts(first: int, last: int, n: int, places: tuple[int, int], side: str) -> None:
+    prompts, lengths = [n, 15], [n + 3, 16]
+    batch, mask = padded(rows(*lengths), side), prompt_mask(lengths, prompts, side)
+    start = max(lengths) - lengths[0] if side == "left" else 0
+    groups = {f"[0:{first}]": (first, range(places[0])), f"[{first}:]": (last, range(n - places[1], n))}
+    for group, (size, want) in groups.items():
+        if size:
+            got, _ = edited_slots(f"ends({first}, {last}){group}", batch, mask)
+            assert (got[0].nonzero().flatten() - start).tolist() == list(want)
+
+
 @pytest.mark.parametrize("text", ["the boat", "it's", 'a "word"', "a + b", "[0:2]", "x, 1"])
 @pytest.mark.parametrize("occurrence", [0, 2, -1])
 def test_text_of_a_span_reads_back(text: str, occurrence: int) -> None:
@@ -377,6 +415,13 @@ def test_text_of_a_span_reads_back(text: str, occurrence: int) -> None:
         ([], "not a Tokens spec"),
         ([0, 1.5], "not a Tokens spec"),
         ([True], "not a Tokens spec"),
+        ("ends(0, 0)", "selects nothing"),
+        ("ends(2, 2)[4]", "places are 0 to 3"),
+        ("ends(2, 2)[3:1]", "places are 0 to 3"),
+        ("ends(2, 2)[1:5]", "places are 0 to 3"),
+        ("ends(2, 2)[]", "empty range"),
+        ("ends(2)", "not understood"),
+        ("ends(2, -1)", "not understood"),
         (slice(0, 4, 2), "has no step"),
         (torch.zeros(3, dtype=torch.bool), "bool mask"),
         (torch.zeros(3, 2), "bool mask"),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from inlay.errors import TokensError
-from inlay.model.tokens import Given, InstEnd, Range, Span, Tokens
+from inlay.model.tokens import Clause, Ends, Given, InstEnd, Range, Span, Tokens
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -84,9 +84,11 @@ class Prompt:
             table = table | self._clause(clause, tokens, text)
         return table
 
-    def _clause(self, clause: Range | Span | InstEnd | Given, tokens: Tokens, text: Text | None) -> Tensor:
+    def _clause(self, clause: Clause, tokens: Tokens, text: Text | None) -> Tensor:
         if isinstance(clause, Range):
             return self._range(clause, tokens)
+        if isinstance(clause, Ends):
+            return self._ends(clause)
         if isinstance(clause, Given):
             return self._given(clause.tensor.to(self.device), tokens)
         return self._words(clause, tokens, text)
@@ -115,6 +117,16 @@ class Prompt:
         if clause.exact and clause.phase == "prompt" and not torch.compiler.is_compiling():
             self._need_one(inside.any(1), count, f"tokens={str(tokens)!r}: position {clause.start}")
         return inside
+
+    def _ends(self, clause: Ends) -> Tensor:
+        part = self.part("prompt")
+        index, count = part.cumsum(1) - 1, part.sum(1, keepdim=True)
+        short = count < clause.first + clause.last
+        first = torch.where(short, (count // 2).clamp(max=clause.first), clause.first)
+        last = torch.where(short, (count - count // 2).clamp(max=clause.last), clause.last)
+        place = torch.where(index < first, index, clause.first + clause.last - (count - index))
+        stop = clause.first + clause.last if clause.stop is None else clause.stop
+        return part & ((index < first) | (index >= count - last)) & (place >= clause.start) & (place < stop)
 
     def _given(self, given: Tensor, tokens: Tokens) -> Tensor:
         if given.shape[0] not in (1, self.rows):

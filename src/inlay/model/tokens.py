@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,11 @@ _CLAUSE = re.compile(r"(?P<name>[a-z_]+?)(?P<count>\d+)?(?:\[(?P<range>[-\d:\s]*
 _SPAN = re.compile(
     r"""span\((?P<words>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(?:,\s*(?P<occurrence>-?\d+))?\)""", re.DOTALL
 )
+_ENDS = re.compile(r"ends\(\s*(?P<first>\d+)\s*,\s*(?P<last>\d+)\s*\)(?:\[(?P<range>[\d:\s]*)\])?")
 _GRAMMAR = (
     "'all', 'prompt', 'response', 'response[a:b]', 'prompt[a:b]', 'first', 'first4', 'last', 'last4', 'first4+last4', "
-    "'inst_end', 'prompt_end', an int, a slice, a list of ints, span('text'), a bool mask [rows, prompt length] or "
-    "an int tensor [rows, k] with each row's own positions"
+    "'ends(4, 4)', 'inst_end', 'prompt_end', an int, a slice, a list of ints, span('text'), a bool mask "
+    "[rows, prompt length] or an int tensor [rows, k] with each row's own positions"
 )
 
 
@@ -35,6 +36,20 @@ class Range:
     start: int = 0
     stop: int | None = None
     exact: bool = False
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The first p and the last s tokens of the prompt, which never meet; ReFT's positions, 2404.03592 section 4.1.
+
+    A prompt of n < p + s tokens has min(p, floor(n / 2)) and min(s, ceil(n / 2)) of them, and the others are nowhere.
+    `start:stop` picks some of the p + s places, counted from the first token to the last.
+    """
+
+    first: int
+    last: int
+    start: int = 0
+    stop: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +72,7 @@ class Given:
     tensor: Tensor
 
 
-Clause = Range | Span | InstEnd | Given
+Clause = Range | Ends | Span | InstEnd | Given
 TokensLike = Any
 
 
@@ -80,10 +95,10 @@ def span(text: str, occurrence: int = 0) -> Tokens:
 class Tokens:
     """A union of clauses. `Tokens.parse` reads every spelling; `str()` gives it back.
 
-    `first`, `last`, ints, slices and spans count **attended tokens of the prompt**: padding never counts, and -1 is the
-    prompt's last token. Text with no marked response is all prompt. `response[a:b]` picks response tokens, which in
-    generation are the decode steps: token k is the k-th *input* of decoding, so an edit on `response` acts from the
-    second generated token on.
+    `first`, `last`, `ends`, ints, slices and spans count **attended tokens of the prompt**: padding never counts, and
+    -1 is the prompt's last token. Text with no marked response is all prompt. `response[a:b]` picks response tokens,
+    which in generation are the decode steps: token k is the k-th *input* of decoding, so an edit on `response` acts
+    from the second generated token on.
     """
 
     clauses: tuple[Clause, ...]
@@ -179,6 +194,8 @@ def _parse_clause(piece: str, text: str) -> Clause:
 
     if re.fullmatch(r"-?\d+", piece):
         return _single("prompt", int(piece))
+    if ends := _ENDS.fullmatch(piece):
+        return _ends(ends, bad)
     match = _CLAUSE.fullmatch(piece)
     if not match:
         raise bad(f"{piece!r} is not understood")
@@ -211,3 +228,19 @@ def _parse_clause(piece: str, text: str) -> Clause:
     if b is not None and (a < 0) == (b < 0) and b <= a:
         raise bad(f"{piece!r} is an empty range")
     return Range(name, a, b)
+
+
+def _ends(match: re.Match[str], bad: Callable[[str], TokensError]) -> Ends:
+    first, last = int(match["first"]), int(match["last"])
+    if match["range"] is None:
+        if not first + last:
+            raise bad("it selects nothing")
+        return Ends(first, last)
+    start, colon, stop = (part.strip() for part in match["range"].partition(":"))
+    if not start and not colon:
+        raise bad("it has an empty range")
+    a = int(start or 0)
+    b = int(stop) if stop else None if colon else a + 1
+    if not a < (first + last if b is None else b) <= first + last:
+        raise bad(f"its places are 0 to {first + last - 1}")
+    return Ends(first, last, a, b)
