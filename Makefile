@@ -32,6 +32,7 @@ peers: $(VENV)/.peers.stamp ## install the libraries that inlay is compared with
 $(VENV)/.peers.stamp: $(VENV)/.dev.stamp
 	@echo "peers: installing inlay[peers] into $(VENV)"
 	@$(PIP) install -qq --editable '.[peers]'
+	@$(PIP) install -qq --no-deps pyreft==0.1.0 # it pins a transformers of 2024
 	@touch $@
 
 $(VENV)/.docs.stamp: $(VENV)/.dev.stamp
@@ -87,6 +88,7 @@ bench: venv ## run the benchmarks
 	@$(PY) benchmarks/engine.py
 	@$(PY) benchmarks/directions.py
 	@$(PY) benchmarks/causal.py
+	@$(PY) benchmarks/train.py
 
 clean: ## remove caches and build outputs; the virtual environment stays
 	@rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -51,6 +51,10 @@ class CausalError(InlayError):
     """A causal model, its data, or what is asked of a causal analysis is not what it should be."""
 
 
+class TrainError(InlayError):
+    """What is trained, its data, its objective or a setting of the training is not what it should be."""
+
+
 class BenchError(InlayError):
     """A concept set, a method or a setting of a benchmark run is not what it should be."""
 

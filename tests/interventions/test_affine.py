@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from inlay import Affine
+from inlay import RED, Affine
 from inlay.errors import EditError
 from inlay.model.call import Call
 
@@ -158,3 +158,24 @@ def test_values_and_widths_that_do_not_fit() -> None:
 def test_what_cannot_be_transported(before: Tensor, after: Tensor, more: dict[str, Any], says: str) -> None:
     with pytest.raises(EditError, match=says):
         Affine.transport(before, after, **more)
+
+
+def test_red_scales_and_shifts_and_starts_as_no_edit() -> None:
+    made, h = RED(D).double(), torch.randn(2, 3, D, dtype=torch.float64)
+    assert torch.equal(made(h), h) and sum(p.numel() for p in made.parameters()) == 2 * D
+    state = {name: torch.randn(D, dtype=torch.float64, requires_grad=True) for name in ("scale", "bias")}
+    with torch.no_grad():
+        for name, tensor in made.named_parameters():
+            tensor.copy_(state[name])
+    strength = torch.tensor([2.0, -1.0], dtype=torch.float64).reshape(-1, 1, 1)
+    got = made(h, Call(strength))
+    want = h + strength * ((state["scale"] - 1) * h + state["bias"])
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+    for one in (got, want):
+        one.square().sum().backward()
+    for name, tensor in made.named_parameters():
+        torch.testing.assert_close(tensor.grad, state[name].grad, rtol=0, atol=1e-10)
+    half = RED(D).to(torch.bfloat16)
+    assert half.scale.dtype == torch.float32 and torch.equal(half(h.bfloat16()), h.bfloat16())
+    with pytest.raises(EditError, match="width=0"):
+        RED(0)

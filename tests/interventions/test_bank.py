@@ -24,6 +24,7 @@ from inlay import (
     Edit,
     Function,
     Intervention,
+    LoReFT,
     Mean,
     Noise,
     Project,
@@ -35,6 +36,7 @@ from inlay import (
     Zero,
 )
 from inlay.errors import EditError, InputError, SiteError
+from inlay.interventions import families
 
 
 def _v(seed: int) -> Tensor:
@@ -637,3 +639,30 @@ def test_widths_and_dimensions_of_every_item_are_checked() -> None:
     bank = Bank([Replace(_v(0), dims=[1, 2]), Replace(_v(0), dims=[1, 32])])
     with pytest.raises(SiteError, match=r"dimension 32 is out of range at resid_post\.1, of width 32"):
         model.forward(tiny.EVEN, edit=Edit(SITE, bank), rows=[1, 1, 0, 2])
+
+
+@pytest.mark.parametrize("names", [[1, 2], [2, 1, 0, 1, 2, 2, 1], [3, 3, 1, 2]])
+def test_a_basis_is_made_for_each_row_or_for_each_item_whichever_is_fewer(
+    names: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    real = families.orthonormal
+    items = [LoReFT(WIDTH, 3, seed=k).double() for k in range(3)]
+    bank, model = Bank(items), tiny.model(dtype=torch.float64)
+    edit, prompts = Edit("resid_post.1", bank), [[5, 9, 17, 33 + i] for i in range(len(names))]
+    monkeypatch.setattr(families, "orthonormal", lambda raw: made.append(len(raw)) or real(raw))
+    got = model.forward(prompts, edit=edit, rows=names).logits
+    got[:, -1].log_softmax(-1)[:, 7].sum().backward()
+    assert made == [min(4, len(names))]
+    for index, row in enumerate(names):
+        one = Edit("resid_post.1", items[row - 1]) if row else None
+        logits = model.forward(prompts[index : index + 1], edit=one).logits
+        torch.testing.assert_close(got[index], logits[0], rtol=0, atol=1e-6)
+        if row:
+            logits[0, -1].log_softmax(-1)[7].backward()
+    for row, item in enumerate(items, 1):
+        for name, table in bank.state().items():
+            want = item.state()[name].grad
+            torch.testing.assert_close(
+                table.grad[row], torch.zeros_like(table[row]) if want is None else want, rtol=0, atol=1e-6
+            )

@@ -22,6 +22,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import inlay
 from inlay import (
+    RED,
     SAE,
     Ablate,
     Add,
@@ -32,24 +33,36 @@ from inlay import (
     Boundless,
     Clamp,
     Conceptor,
+    ConsReFT,
+    DiReFT,
     Edit,
     Function,
     Intervention,
     KeepNorm,
     LatentSet,
     LatentSwap,
+    LobiReFT,
+    LoRA,
+    LoReFT,
     LowRank,
     Mask,
     Mean,
     Noise,
+    NoReFT,
+    NullOut,
+    OrthoDiReFT,
     Project,
+    ReluGate,
     Replace,
     Rotate,
     RotateMask,
     Scale,
+    SetAlong,
     Skip,
     Source,
+    Steer,
     Swap,
+    TopKAdd,
     Zero,
 )
 from inlay.errors import EditError, SiteError
@@ -76,6 +89,18 @@ def between(h: Tensor, source: Tensor) -> Tensor:
 
 _SAE = SAE(_m(50), _v()[:1].expand(50), _m(50, 1).T, _v(2), threshold=torch.rand(50))
 _FIRST = Rotate(None, WIDTH, [2, 3])
+_GROUPS = LoReFT(WIDTH, groups={"de": 2, "instr": 3})
+
+
+def _trained(made: Any) -> Any:
+    """With what starts as no edit moved away from there."""
+    with torch.no_grad():
+        for seed, name in enumerate(("scale", "up")):
+            if name in made.state():
+                tensor = made.state()[name]
+                tensor.add_(0.3 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed)))
+    return made
+
 
 PLAIN: dict[str, Callable[[], Intervention]] = {
     "add": lambda: Add(_v()),
@@ -95,6 +120,20 @@ PLAIN: dict[str, Callable[[], Intervention]] = {
     "angular": lambda: Angular(_v(), _v(1), 100.0),
     "affine": lambda: Affine(torch.eye(WIDTH) + 0.1 * _m(WIDTH), _v()),
     "affine scale": lambda: Affine(1 + 0.3 * _v(), _v(1)),
+    "loreft": lambda: LoReFT(WIDTH, 4, activation="tanh"),
+    "loreft group": lambda: _GROUPS.part("instr"),
+    "direft": lambda: DiReFT(WIDTH, 4),
+    "noreft": lambda: NoReFT(WIDTH, 4, activation="relu"),
+    "ortho direft": lambda: OrthoDiReFT(WIDTH, 4),
+    "consreft": lambda: ConsReFT(WIDTH, 4),
+    "lobireft": lambda: LobiReFT(WIDTH, 4),
+    "red": lambda: _trained(RED(WIDTH)),
+    "lora": lambda: _trained(LoRA(WIDTH, WIDTH, 3, alpha=8, rslora=True)),
+    "steer": lambda: Steer(_v()),
+    "null out": lambda: NullOut(_v(), 4.0),
+    "top k add": lambda: TopKAdd(_v(), k=2),
+    "set along": lambda: SetAlong(_v()),
+    "relu gate": lambda: ReluGate(_v(), 2.0, _v(1)),
     "conceptor": lambda: Conceptor.fit(_m(WIDTH), aperture=0.5),
 }
 FROM: dict[str, Callable[[Any], Intervention]] = {
@@ -148,7 +187,7 @@ def test_a_swap_with_itself_changes_nothing(name: str, dtype: torch.dtype) -> No
     torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
 
 
-@each
+@pytest.mark.parametrize("make", [make for name, make in ALL.items() if name != "set along"])  # whose 0 is a target
 def test_it_changes_something_and_at_strength_zero_no_bit(make: Callable[[], Intervention]) -> None:
     plain = _plain()
     assert float((_read(make()) - plain).abs().max()) > 1e-2
@@ -237,9 +276,11 @@ def test_a_row_of_a_bank_does_the_same(make: Callable[[], Intervention]) -> None
     assert torch.equal(got[1], plain[1])
 
 
-@pytest.mark.parametrize("name", ["low rank", "rotate", "boundless", "rotate mask", "mask", "keep norm"])
+@pytest.mark.parametrize(
+    "name", [name for name, make in ALL.items() if any(p.requires_grad for p in make().parameters())]
+)
 def test_what_trains_gets_gradients_and_gives_them_back(name: str) -> None:
-    model, made = tiny.model(), copy.deepcopy(FROM[name](Source(OTHER)))
+    model, made = tiny.model(), copy.deepcopy(ALL[name]())
     model.hf.requires_grad_(False)
     model.forward(EVEN, edit=Edit(SITE, made)).logits[:, -1, 7].sum().backward()
     parameters = list(made.parameters())
@@ -250,7 +291,10 @@ def test_what_trains_gets_gradients_and_gives_them_back(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["latent set", "keep norm", "boundless of a source", "skip of a source"])
+@pytest.mark.parametrize(
+    "name",
+    ["latent set", "keep norm", "boundless of a source", "skip of a source", "loreft group", "top k add", "lora"],
+)
 def test_compiled_it_breaks_no_graph_alone_or_in_a_bank(name: str) -> None:
     torch._dynamo.reset()
     hf = tiny.llama(num_hidden_layers=2)
@@ -291,6 +335,11 @@ NAN = torch.full((WIDTH,), float("nan"))
         lambda: Conceptor(NAN[:, None] * torch.eye(WIDTH)),
         lambda: LatentSet(_SAE, [1], float("nan")),
         lambda: Affine(nn.Parameter(NAN)),
+        lambda: Steer(NAN),
+        lambda: NullOut(_v(), float("nan")),
+        lambda: TopKAdd(NAN),
+        lambda: ReluGate(_v(), 0.0, NAN),
+        lambda: LoRA(2, 2, 1, alpha=float("inf")),
     ],
 )
 def test_values_that_are_not_finite_are_refused(make: Callable[[], Any]) -> None:

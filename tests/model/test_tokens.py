@@ -385,6 +385,15 @@ def test_the_ends_of_short_prompts(first: int, last: int, n: int, places: tuple[
             assert (got[0].nonzero().flatten() - start).tolist() == list(want)
 
 
+@torch.no_grad()
+def test_places_that_no_prompt_has_are_no_mistake() -> None:
+    batch, mask = padded(rows(2, 3), "right"), prompt_mask([2, 3], [1, 1], "right")
+    got, touched = edited_slots("ends(2, 2)[0:2]", batch, mask)
+    assert touched == [0] and not got.any()
+    with pytest.raises(EditError, match="no position was selected"):
+        edited_slots("response[2:]", batch, mask)
+
+
 @pytest.mark.parametrize("text", ["the boat", "it's", 'a "word"', "a + b", "[0:2]", "x, 1"])
 @pytest.mark.parametrize("occurrence", [0, 2, -1])
 def test_text_of_a_span_reads_back(text: str, occurrence: int) -> None:

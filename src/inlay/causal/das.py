@@ -13,13 +13,13 @@ from inlay.causal.aligning import Recipe, train
 from inlay.causal.alignment import Alignment
 from inlay.causal.counterfactuals import Counterfactual
 from inlay.causal.interchange import accuracy_of, candidate_ids
-from inlay.causal.restored import restored
 from inlay.causal.stored_runs import StoredRuns
 from inlay.errors import CausalError
 from inlay.interventions.base import Intervention
 from inlay.interventions.edit import Edit
 from inlay.interventions.from_source import Swap
 from inlay.interventions.rotation import LowRank, Rotate
+from inlay.model.restored import restored
 from inlay.model.sites import Site
 
 if TYPE_CHECKING:

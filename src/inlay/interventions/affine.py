@@ -7,11 +7,12 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inlay.errors import EditError
-from inlay.interventions import families
+from inlay.interventions import families, trained_families
 from inlay.interventions.base import Intervention, keep, vector
+from inlay.interventions.rotation import Trained
 from inlay.model.call import Call, State
 
 
@@ -95,6 +96,43 @@ class Affine(Intervention):
     def extra_repr(self) -> str:
         """The width, and which kind of map."""
         return f"width={self.width()}, {'matrix' if 'matrix' in self.state() else 'scale'}"
+
+
+class RED(Trained):
+    """h * m + b for a trained scale m and bias b, which start at 1 and 0 (2404.03592 equation 8).
+
+    Where `Affine` rounds what it makes to h's dtype, this one rounds the change.
+
+    Args:
+        width: d.
+        seed: not used, since no start is random; every kind of `train.reft` takes one.
+
+    Raises:
+        EditError: the width is not above 0.
+    """
+
+    kind = "red"
+    neutral: ClassVar[Mapping[str, float] | None] = {"scale": 1.0, "bias": 0.0}
+    holds = ("scale", "bias")
+
+    def __init__(self, width: int, seed: int = 0) -> None:
+        super().__init__()
+        if width < 1:
+            raise EditError(f"RED(width={width}): the width is the Site's, above 0")
+        self.scale = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def width(self) -> int:
+        """d."""
+        return int(self.state()["scale"].shape[-1])
+
+    def transform(self, h: Tensor, state: State, call: Call) -> Tensor:
+        """See `trained_families.red`."""
+        return trained_families.red(h, state["scale"], state["bias"], call.strength)
+
+    def extra_repr(self) -> str:
+        """The width."""
+        return f"width={self.width()}"
 
 
 def _shift(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:

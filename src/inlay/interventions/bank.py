@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from inlay.errors import EditError
 from inlay.interventions.base import Intervention, check_dims, keep, kind_of, restore
 from inlay.interventions.kept import Kept
-from inlay.model.call import Call, State
+from inlay.model.call import Call, State, rowed
 from inlay.model.sites import Site
 from inlay.model.tokens import Tokens
 
@@ -60,12 +60,17 @@ class Bank(Intervention):
     def _set(
         self, template: Intervention, size: int, tables: Mapping[str, Tensor], shared: Mapping[str, Tensor]
     ) -> None:
-        self.size, self.source = size, template.source
-        self.needs, self.pooled, self.common = template.needs, template.pooled, frozenset(shared)
-        self._template = [template]  # in a list: it says how the rows are applied, and its tables are not the Bank's
+        self.size = size
+        self.common = frozenset(shared)
+        self._take(template)
         self._names = [*tables, *shared]
         for index, tensor in enumerate([*tables.values(), *shared.values()]):
             keep(self, f"table{index}", tensor)
+
+    def _take(self, template: Intervention) -> None:
+        self._template = [template]  # in a list: it says how the rows are applied, and its tables are not the Bank's
+        self.source, self.needs, self.pooled = template.source, template.needs, template.pooled
+        self.constraints = dict(template.constraints)
 
     @property
     def template(self) -> Intervention:
@@ -80,9 +85,18 @@ class Bank(Intervention):
         """As the items' own, for the rows of the batch."""
         if "rows" not in state or type(self.template).prepare is Intervention.prepare:
             return state
-        mine = {name: tensor for name, tensor in state.items() if name != "rows"}
-        made = _prepared.get([*self.state().values(), state["rows"]], lambda: self.template.prepare(mine))
+        made = _prepared.get([*self.state().values(), state["rows"]], lambda: self._made(state))
         return {"rows": state["rows"], **made}
+
+    def _made(self, state: State) -> State:
+        """What the items' own makes for the rows of the batch: of each row, or of each item where there are fewer."""
+        rows = state["rows"]
+        if self.size >= len(rows):
+            return self.template.prepare({name: tensor for name, tensor in state.items() if name != "rows"})
+        tables = {name: table.to(rows.device) for name, table in self.state().items()}
+        items = {name: table if name in self.common else rowed(table) for name, table in tables.items()}
+        made = self.template.prepare(items)  # of what all rows share it makes at most a matrix
+        return {name: tensor.index_select(0, rows) if tensor.ndim > 2 else tensor for name, tensor in made.items()}
 
     def asks(self, model: Any, site: Site, tokens: Tokens) -> tuple[Site, Tokens]:
         """As the items' own."""
@@ -94,9 +108,17 @@ class Bank(Intervention):
 
     def with_source(self, source: Any) -> Self:
         """The same Bank, sharing its tables, whose items all take another source."""
-        template = self.template.with_source(source)
         mine = copy.copy(self)
-        mine._template, mine.source = [template], template.source
+        mine._take(self.template.with_source(source))
+        return mine
+
+    def null(self) -> Bank | None:
+        """A Bank of the items' own nulls, sharing the tables."""
+        template = self.template.null()
+        if template is None:
+            return None
+        mine = copy.copy(self)
+        mine._take(template)
         return mine
 
     def train(self, mode: bool = True) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
@@ -28,11 +29,14 @@ class Intervention(nn.Module):
 
     Attributes:
         kind: the name under which Edit folders store it.
-        needs: which of `source`, `input`, `positions` its `transform` takes from the call.
+        needs: which of `source`, `input`, `positions`, `chosen` its `transform` takes from the call.
         neutral: for each tensor of the state the value that leaves h as it is, used as row 0 of a Bank; a kind without
             one is masked out instead.
         holds: the names of the state's tensors, which `rebuild` insists on; empty for a kind that decides by itself.
-            `dims` may always be there too.
+        may_hold: the names of tensors that may be there too.
+        constraints: for some tensors what training must heed: `"unit"` is a last dimension of length 1, for which a
+            trainer takes the gradient's part along it out before a step and scales it after; `"any_length"` is one
+            whose length means nothing, so that weight decay has nothing to do there.
         indices: which of the state's tensors are lists [n] that a Bank may make longer by repeating their last value.
         shares: which of the state's tensors the items of a Bank have in common: one object in all of them.
         source: the run whose activations it takes; `None` for a kind that takes none.
@@ -45,6 +49,8 @@ class Intervention(nn.Module):
     needs: frozenset[str] = frozenset()
     neutral: ClassVar[Mapping[str, float] | None] = None
     holds: ClassVar[tuple[str, ...]] = ()
+    may_hold: ClassVar[tuple[str, ...]] = ("dims",)
+    constraints: Mapping[str, str] = MappingProxyType({})
     indices: tuple[str, ...] = ("dims",)
     shares: tuple[str, ...] = ()
     source: Source | None = None
@@ -96,7 +102,7 @@ class Intervention(nn.Module):
         Raises:
             EditError: a tensor is missing, or there is one too many.
         """
-        if cls.holds and set(state) - {"dims"} != set(cls.holds):
+        if cls.holds and set(state) - (set(cls.may_hold) - set(cls.holds)) != set(cls.holds):
             raise EditError(f"{cls.__name__} holds {', '.join(cls.holds)}, not {', '.join(state) or 'nothing'}")
         made = cls.__new__(cls)
         nn.Module.__init__(made)
@@ -150,6 +156,13 @@ class Intervention(nn.Module):
 
     def reduce(self, values: Tensor, real: Tensor | None) -> Tensor | None:
         """A constant [1, 1, width] made of the source's values; `None`: they are paired with h token by token."""
+        return None
+
+    def null(self) -> Intervention | None:
+        """What suppresses what this one adds, sharing its tensors under the same names.
+
+        `None` where that is this one at the negative strength.
+        """
         return None
 
     def check(self, width: int, site: str) -> None:

@@ -42,7 +42,7 @@ def scale(h: Tensor, factor: Tensor, strength: Tensor | None = None) -> Tensor:
 
 def clamp(h: Tensor, unit: Tensor, low: Tensor, high: Tensor, strength: Tensor | None = None) -> Tensor:
     """h + (clip(h.u, low, high) - h.u) u for a unit vector u: the component along u is brought into [low, high]."""
-    unit = unit.to(h.device, _wide(h))
+    unit = unit.to(h.device, dot_dtype(h))
     along = (h.to(unit.dtype) * unit).sum(-1, keepdim=True)
     low, high = low.to(unit), high.to(unit)
     change = (torch.minimum(torch.maximum(along, low), high) - along) * unit
@@ -53,7 +53,7 @@ def clamp(h: Tensor, unit: Tensor, low: Tensor, high: Tensor, strength: Tensor |
 
 def project(h: Tensor, basis: Tensor, keep: bool, strength: Tensor | None = None) -> Tensor:
     """h - (h V) V^T, or (h V) V^T where `keep`, for V [d, r] with orthonormal columns."""
-    basis = basis.to(h.device, _wide(h))
+    basis = basis.to(h.device, dot_dtype(h))
     inside = (h.to(basis.dtype) @ basis) @ basis.transpose(-1, -2)
     if keep:
         return blend(h, inside.to(h.dtype), strength)
@@ -66,7 +66,7 @@ def orthonormal(raw: Tensor) -> Tensor:
     The Q of the thin QR with the signs that make the triangular factor's diagonal positive, so that R is unique, is X
     itself where X is orthonormal, and does not depend on the length of X. No state of d x d exists at any time.
     """
-    columns, upper = torch.linalg.qr(raw.to(_wide(raw)))
+    columns, upper = torch.linalg.qr(raw.to(dot_dtype(raw)))
     signs = torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)[..., None, :]
     basis: Tensor = columns * signs.to(columns)
     return basis
@@ -85,7 +85,7 @@ def interchange(
     Distributed interchange (2303.02536 section 3) with weights m [r] on the columns and a unit c [d] of each dimension,
     both 1 by default: there h' R is x R, and h' is h orthogonally to R.
     """
-    basis = basis.to(h.device, _wide(h))
+    basis = basis.to(h.device, dot_dtype(h))
     apart = source.to(basis) - h.to(basis.dtype)
     inside = (apart if scale is None else apart / scale.to(basis)) @ basis
     change = (inside if weight is None else inside * weight.to(basis)) @ basis.transpose(-1, -2)
@@ -96,7 +96,7 @@ def interchange(
 
 def mix(h: Tensor, source: Tensor, weight: Tensor, strength: Tensor | None = None) -> Tensor:
     """h + s m (x - h) for a source x and weights m [d]."""
-    weight = weight.to(h.device, _wide(h))
+    weight = weight.to(h.device, dot_dtype(h))
     change = weight * (source.to(weight) - h.to(weight.dtype))
     return h + (change if strength is None else change * strength).to(h.dtype)
 
@@ -122,7 +122,7 @@ def latents(
         threshold: t.
         k: how many latents are on.
     """
-    encode = encode.to(x.device, _wide(x))
+    encode = encode.to(x.device, dot_dtype(x))
     x = x.to(encode.dtype)
     pre = (x if centre is None else x - centre.to(encode)) @ encode + bias.to(encode)
     z = torch.relu(pre)
@@ -145,7 +145,7 @@ def decoded(h: Tensor, change: Tensor, decode: Tensor, strength: Tensor | None =
 
 def of_length(new: Tensor, h: Tensor) -> Tensor:
     """`new` scaled to the length of h at every position: new |h| / |new|, and 0 where `new` is 0."""
-    wide = new.to(_wide(h))
+    wide = new.to(dot_dtype(h))
     have = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     want = torch.linalg.vector_norm(h.to(wide.dtype), dim=-1, keepdim=True)
     scaled: Tensor = wide * (want / torch.where(have > 0, have, 1.0))
@@ -159,7 +159,7 @@ def turn(
 
     Where `adaptive`, only at positions with h.b1 > 0.
     """
-    first = first.to(h.device, _wide(h))
+    first = first.to(h.device, dot_dtype(h))
     second, angle = second.to(first), torch.deg2rad(degrees.to(first))
     wide = h.to(first.dtype)
     x, y = (wide * first).sum(-1, keepdim=True), (wide * second).sum(-1, keepdim=True)
@@ -172,19 +172,19 @@ def turn(
 
 def linear(h: Tensor, matrix: Tensor, bias: Tensor, strength: Tensor | None = None) -> Tensor:
     """h M + b for M [d, d]."""
-    matrix = matrix.to(h.device, _wide(h))
+    matrix = matrix.to(h.device, dot_dtype(h))
     return blend(h, (h.to(matrix.dtype) @ matrix + bias.to(matrix)).to(h.dtype), strength)
 
 
 def rescale(h: Tensor, scale: Tensor, bias: Tensor, strength: Tensor | None = None) -> Tensor:
     """h * m + b for m [d]."""
-    scale = scale.to(h.device, _wide(h))
+    scale = scale.to(h.device, dot_dtype(h))
     return blend(h, (h.to(scale.dtype) * scale + bias.to(scale)).to(h.dtype), strength)
 
 
 def towards(h: Tensor, matrix: Tensor, beta: Tensor, strength: Tensor | None = None) -> Tensor:
     """h + s beta (h C - h) for a symmetric C [d, d]; 2410.16314."""
-    matrix = matrix.to(h.device, _wide(h))
+    matrix = matrix.to(h.device, dot_dtype(h))
     wide = h.to(matrix.dtype)
     change = (wide @ matrix - wide) * beta.to(matrix)
     return h + (change if strength is None else change * strength).to(h.dtype)
@@ -201,9 +201,14 @@ def within_bounds(share: Tensor) -> Tensor:
     return share + (share.clamp(1e-3, 1.0) - share).detach()
 
 
-def _wide(h: Tensor) -> torch.dtype:
+def dot_dtype(h: Tensor) -> torch.dtype:
     """The dtype that dot products are taken in: float32, or float64 where h is."""
     return torch.promote_types(h.dtype, torch.float32)
+
+
+def moved(h: Tensor, change: Tensor, strength: Tensor | None = None) -> Tensor:
+    """h + s c for a change c [..., T, d], which alone is cast to h's dtype."""
+    return h + (change if strength is None else change * strength).to(h.dtype)
 
 
 def within(h: Tensor, new: Tensor, dims: Tensor) -> Tensor:
@@ -225,13 +230,33 @@ def normal(seed: Tensor, positions: Tensor, width: int, device: torch.device) ->
         width: the number of dimensions.
         device: where the result is wanted.
     """
-    at = positions.to(device)[..., None] + 1
-    dims = torch.arange(width, device=device) + 1
-    key = _mix(_mix(seed.to(device) * _GOLDEN + at) + dims * _GOLDEN)
+    key = _counter(seed, positions, width, device)
     first = ((_mix(key) >> 11) & _MASK53).double() + 1.0
     second = ((_mix(key + _GOLDEN) >> 11) & _MASK53).double()
     radius = torch.sqrt(-2.0 * torch.log(first / 2.0**53))
     return (radius * torch.cos(second * (2.0 * math.pi / 2.0**53))).float()
+
+
+def keep_mask(keys: Tensor, positions: Tensor, width: int, p: float, device: torch.device) -> Tensor:
+    """Which values dropout keeps, bool [R, T, width]: each with probability 1 - p, by (key, position, dimension) alone.
+
+    The generator is that of `normal`, so that a row drops the same alone and in a batch, padded or not.
+
+    Args:
+        keys: int64 [] or [R, 1, 1].
+        positions: int64 [1 or R, T].
+        width: the number of dimensions.
+        p: the probability of being dropped.
+        device: where the result is wanted.
+    """
+    return ((_mix(_counter(keys, positions, width, device)) >> 11) & _MASK53) >= int(p * 2**53)
+
+
+def _counter(seed: Tensor, positions: Tensor, width: int, device: torch.device) -> Tensor:
+    """An int64 [R, T, width] for each (seed, position, dimension)."""
+    at = positions.to(device)[..., None] + 1
+    dims = torch.arange(width, device=device) + 1
+    return _mix(_mix(seed.to(device) * _GOLDEN + at) + dims * _GOLDEN)
 
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64

@@ -6,19 +6,21 @@ Dims of a name: d width, r rank, K columns of all groups.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from inlay.errors import EditError
-from inlay.interventions import families
+from inlay.interventions import families, trained_families
 from inlay.interventions.base import Intervention, as_source, columns
 from inlay.interventions.kept import Kept
 from inlay.model.call import Call, State
 
 _bases = Kept()
+ANY_LENGTH: Mapping[str, str] = MappingProxyType({"raw": "any_length"})
 
 
 class Trained(Intervention):
@@ -38,14 +40,22 @@ class Trained(Intervention):
         return self
 
 
-class Rotated(Trained):
-    """What has a basis R [d, r] with orthonormal columns: the R of `families.orthonormal` of a free parameter X.
+def kept_basis(raw: Tensor, groups: Sequence[int] = ()) -> Tensor:
+    """R [..., d, r] of a free X of that shape, column group by column group where there are some.
 
-    R is made once a forward, in `prepare`, and kept while nobody trains. X is `raw`; R(c X) = R(X), so that weight
-    decay does not break it.
+    See `families.orthonormal` and `trained_families.orthonormal_groups`. It is made once a forward, and kept while
+    nobody trains. R(c X) = R(X), so that weight decay on X does not break it.
     """
+    if len(groups) < 2:
+        return _bases.get([raw], lambda: families.orthonormal(raw))
+    return _bases.get([raw], lambda: trained_families.orthonormal_groups(raw, groups))
+
+
+class Rotated(Trained):
+    """What interchanges in a basis R [d, r] with orthonormal columns: the `kept_basis` of a free parameter X, `raw`."""
 
     needs = frozenset({"source"})
+    constraints = ANY_LENGTH
 
     def __init__(self, source: Any, start: Tensor) -> None:
         super().__init__()
@@ -67,8 +77,7 @@ class Rotated(Trained):
 
     def prepare(self, state: State) -> State:
         """R of X, and the rest as it is."""
-        raw = state["raw"]
-        basis = _bases.get([raw], lambda: families.orthonormal(raw))
+        basis = kept_basis(state["raw"])
         return {"basis": basis, **{name: tensor for name, tensor in state.items() if name != "raw"}}
 
     def extra_repr(self) -> str:

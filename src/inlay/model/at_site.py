@@ -49,6 +49,8 @@ def write(
         input=given if "input" in needs else None,
         site=run.site_names[index],
         positions=frame.positions().expand(h.shape[0], -1) if "positions" in needs else None,
+        chosen=_real(chosen, frame, h) if "chosen" in needs else None,
+        keys=None if now.keys is None else now.keys.to(h.device).reshape(-1, 1, 1),
     )
     if torch.compiler.is_compiling():
         run.compiled = True  # `reached` would be a guard; a store is none
@@ -61,6 +63,15 @@ def write(
         held = _held(run, index, h, frame)
         mask = held if mask is None else held & mask.to(h.device)
     return new if mask is None else torch.where(mask.to(h.device)[..., None], new, h)
+
+
+def _real(chosen: Selection, frame: Frame, h: Tensor) -> Tensor | None:
+    """The selected positions that hold a token, bool [R, T]; `None` for all."""
+    here: Tensor | None = None
+    for mask in (chosen.mask, frame.attended()):
+        if mask is not None:
+            here = mask if here is None else here & mask
+    return None if here is None else here.to(h.device).expand(h.shape[:2])
 
 
 def _transformed(run: Run, index: int, h: Tensor, call: Call) -> Tensor:
@@ -91,7 +102,7 @@ def _jointly(run: Run, index: int, h: Tensor, call: Call, mask: Tensor | None) -
 
     state = h.gather(1, at).flatten(1)[:, None]
     run.parts[index].intervention.check(state.shape[-1], f"{where.shape[1]} joint positions of {run.site_names[index]}")
-    packed = replace(call, source=together(call.source), input=together(call.input), positions=None)
+    packed = replace(call, source=together(call.source), input=together(call.input), positions=None, chosen=None)
     new = _transformed(run, index, state, packed)
     return h.scatter(1, at, new.unflatten(-1, (where.shape[1], -1))[:, 0])
 

@@ -24,13 +24,23 @@ class Call:
         input: the input of the module whose output is edited (its first float tensor), `None` on input Sites.
         site: the Site, for messages.
         positions: the attended index of every position, int64 [R, T].
+        chosen: the selected positions that hold a token, bool [R, T], for interventions that ask for them; `None` for
+            all. A condition (`when`) does not narrow them.
+        keys: what a row's dropout depends on, int64 [R, 1, 1]; `None` for torch's own generator.
     """
 
     strength: Tensor | None = None
     source: Tensor | None = None
     input: Tensor | None = None
     positions: Tensor | None = None
+    chosen: Tensor | None = None
+    keys: Tensor | None = None
     site: str = "the Site"
+
+
+def rowed(rows: Tensor) -> Tensor:
+    """Rows of a table as `transform` takes them: numbers as [R, 1, 1], vectors as [R, 1, d], matrices as they are."""
+    return rows.reshape(rows.shape[0], *[1] * max(0, 3 - rows.ndim), *rows.shape[1:])
 
 
 class SourceLike(Protocol):

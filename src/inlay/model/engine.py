@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from inlay.errors import EditError, ModelError, TokensError
 from inlay.model import attention, patch
-from inlay.model.call import PartLike, State
+from inlay.model.call import PartLike, State, rowed
 from inlay.model.frame import NONE, Frame, Prompt, Text
 from inlay.model.pairing import Values, check
 from inlay.model.passes import Pass, Taken, Tally, Want
@@ -47,6 +47,7 @@ class Run:
         *,
         rows: Tensor | None = None,
         strength: Tensor | None = None,
+        keys: Tensor | None = None,
         prompt_mask: Tensor | None = None,
         attended: Tensor | None = None,
         sources: Mapping[int, Values | Live] | None = None,
@@ -65,7 +66,13 @@ class Run:
         from inlay.model.resume import skipping
 
         self.base, self.sites, self.parts, self.wants = base, sites, parts, wants
-        self.rows, self.strength, self.prompt_mask, self.attended = rows, strength, prompt_mask, attended
+        self.rows, self.strength, self.keys, self.prompt_mask, self.attended = (
+            rows,
+            strength,
+            keys,
+            prompt_mask,
+            attended,
+        )
         self.sources, self.constants = sources or {}, constants or {}
         self.text, self.stop, self.grads, self.whole = text, stop, grads, grads or whole
         self.numbers, self.tally, self.window = numbers, tally, window
@@ -183,11 +190,11 @@ class Run:
         if prompt is not self.generation:
             self.settle(prompt, stack)
         device = prompt.device
-        rows, strength = self._per_row(self.rows, frame, device), self._per_row(self.strength, frame, device)
+        rows, strength, keys = (self._per_row(each, frame, device) for each in (self.rows, self.strength, self.keys))
         states = self._states(rows)
         specs = zip(self.specs, prompt.tables, self.stacks, strict=True)
         chosen = [frame.select(spec, table) if where == stack else NONE for spec, table, where in specs]
-        self.now = self.last = Pass(frame, states, chosen, strength, rows)
+        self.now = self.last = Pass(frame, states, chosen, strength, rows, keys)
         if torch.compiler.is_compiling():
             self.compiled = True
         else:
@@ -259,7 +266,9 @@ class Run:
         if value is None or value.ndim == 0:
             return value
         if value.shape[0] != frame.prompt.rows:
-            raise EditError(f"rows= or strength= names {value.shape[0]} rows, and the batch has {frame.prompt.rows}")
+            raise EditError(
+                f"rows=, strength= or keys= names {value.shape[0]} rows, and the batch has {frame.prompt.rows}"
+            )
         value = value.to(device)
         return value if frame.expand == 1 else value.repeat_interleave(frame.expand, 0)
 
@@ -280,8 +289,7 @@ class Run:
         for name, table in state.items():
             mine = self.near(index, name, table, rows.device)
             if name not in transform.common:
-                mine = mine.index_select(0, rows)
-                mine = mine.reshape(mine.shape[0], *[1] * max(0, 3 - mine.ndim), *mine.shape[1:])
+                mine = rowed(mine.index_select(0, rows))
             gathered[name] = mine
         return cast(State, prepare(gathered))
 

@@ -125,6 +125,17 @@ class Encoder:
         # verbose=False: what is too long is an error of ours, or is cut by who asked for it
         return tuple(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
+    def plain(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Ids of texts as they stand, without special tokens.
+
+        Raises:
+            ModelError: there is no tokenizer.
+        """
+        if self.tokenizer is None:
+            return [self._ids(text) for text in texts]
+        found = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return [tuple(ids) for ids in found]
+
     def render(self, chat: Sequence[Mapping[str, str]]) -> str:
         """A chat as text, by the tokenizer's template, opened for the assistant when the last turn is not its own.
 

@@ -30,8 +30,8 @@ def load(
 ) -> Model:
     """Load a language model and find its Sites.
 
-    Causal models are what inlay is made for; encoder-decoder models and encoders (masked language models) can be read
-    and edited, by the Sites that their structure allows.
+    Causal models are what inlay is made for; encoder-decoder models, encoders (masked language models) and classifiers
+    of sequences or tokens can be read and edited, by the Sites that their structure allows.
 
     A model given as a module is taken as it is: its modes, `requires_grad`, hooks and configuration stay as they
     were. One loaded by name is in eval mode with frozen weights. Weights are read from safetensors only.
@@ -86,16 +86,19 @@ def _causal(name: str, dtype: Any, device_map: Any, quantization: Any, kwargs: d
 
 
 def _class(name: str, kwargs: Mapping[str, Any]) -> Any:
-    """The auto class of a checkpoint: encoder-decoder and masked language models are taken as what they are."""
+    """The auto class of a checkpoint: a model that is not causal is taken as what its architecture says it is."""
     import transformers
 
     known = {
         k: v for k, v in kwargs.items() if k in ("revision", "trust_remote_code", "token", "cache_dir", "subfolder")
     }
     config = transformers.AutoConfig.from_pretrained(name, **known)
+    made = config.architectures or ()
+    for head in ("ForSequenceClassification", "ForTokenClassification"):
+        if any(one.endswith(head) for one in made):
+            return getattr(transformers, f"AutoModel{head}")
     if getattr(config, "is_encoder_decoder", False):
         return transformers.AutoModelForSeq2SeqLM
-    made = config.architectures or ()
     masked = any(one.endswith("ForMaskedLM") for one in made) and not any(one.endswith("ForCausalLM") for one in made)
     return transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
 

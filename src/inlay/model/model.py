@@ -182,6 +182,7 @@ class Model:
         *,
         rows: Sequence[int] | Tensor | None = None,
         strength: float | Sequence[float] | Tensor | None = None,
+        keys: Sequence[int] | Tensor | None = None,
         prompt_mask: Tensor | None = None,
     ) -> Run:
         """A context in which any call of the model, in this thread, sees the Edit; afterwards nothing of it is left.
@@ -192,6 +193,9 @@ class Model:
             edit: an Edit.
             rows: for a Bank, which of its rows each prompt of the batch uses; 0 is no edit.
             strength: a factor on every part's change, one for all or one for each prompt.
+            keys: for dropout in training, one integer for each prompt: what is dropped in a row depends on its key, the
+                Site, the position and the dimension alone, so that the row drops the same in any batch. By default
+                torch's generator decides.
             prompt_mask: bool [rows, slots], which of the first slots are prompt; all later attended ones are response.
                 By default everything is prompt, and what `generate` adds is response.
 
@@ -201,7 +205,7 @@ class Model:
         Raises:
             SiteError, TokensError, EditError: the Edit does not fit the model; raised here, before any forward.
         """
-        return make_run(self, edit, rows=rows, strength=strength, prompt_mask=prompt_mask)
+        return make_run(self, edit, rows=rows, strength=strength, keys=keys, prompt_mask=prompt_mask)
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -213,6 +217,7 @@ class Model:
         edit: Any = None,
         rows: Sequence[int] | Tensor | None = None,
         strength: float | Sequence[float] | Tensor | None = None,
+        keys: Sequence[int] | Tensor | None = None,
         read: str | Site | Sequence[str | Site] | None = None,
         tokens: Any = "all",
         before: bool = False,
@@ -227,7 +232,7 @@ class Model:
             prompts: see `Encoder.rows`.
             responses: one response text a prompt, marked as response; of an encoder-decoder model, what its decoder is
                 fed behind its start token (all of it "prompt" to Tokens), by default that token alone.
-            edit, rows, strength: as in `edited`.
+            edit, rows, strength, keys: as in `edited`.
             read: Sites to read; they come back as `Output.acts`, in the autograd graph where there is one.
             tokens: which tokens to read.
             before: read before the Edit acts at the same Site; by default after.
@@ -252,11 +257,20 @@ class Model:
             data = self.encoder.rows(prompts, responses, chat)
         if worlds:
             refuse(self, "worlds=True")
-            options = {"rows": rows, "strength": strength}
+            options = {"rows": rows, "strength": strength, "keys": keys}
             found, base, mask = side_by_side.run(self, data, edit, wants, options, kwargs, loss)
             return Output(found, reading.collect(base), base.touched, mask)
         batch = pad(data, self.pad_id, self.device)
-        run = make_run(self, edit, wants, rows=rows, strength=strength, prompt_mask=batch.prompt, attended=batch.mask)
+        run = make_run(
+            self,
+            edit,
+            wants,
+            rows=rows,
+            strength=strength,
+            keys=keys,
+            prompt_mask=batch.prompt,
+            attended=batch.mask,
+        )
         if loss:
             real = batch.mask.bool() if batch.prompt is None else batch.mask.bool() & ~batch.prompt
             kwargs["labels"] = batch.ids.masked_fill(~real, -100)
@@ -368,4 +382,8 @@ _VOLATILE = {
     "output_hidden_states",
     "output_attentions",
     "return_dict",
+    "problem_type",  # transformers writes it in a classifier's first labelled forward
+    "pad_token_id",  # trainers write these three
+    "bos_token_id",
+    "eos_token_id",
 }

@@ -53,6 +53,7 @@ class Pass:
     chosen: list[Selection]
     strength: Tensor | None
     rows: Tensor | None
+    keys: Tensor | None = None
     verdicts: dict[Any, Tensor] = field(default_factory=dict)
     gathers: dict[int, tuple[Tensor, Tensor] | None] = field(default_factory=dict)
     kept: dict[int, Tensor] = field(default_factory=dict)
@@ -79,6 +80,8 @@ class Tally:
             EditError: naming the part and why.
         """
         for part, (index, count), chosen in zip(parts, enumerate(self.touched), self.chosen, strict=False):
+            if part.tokens.optional and not chosen:
+                continue
             if not (count if part.when is None else chosen):  # a condition may hold nowhere
                 why = "its module did not run" if chosen else "no position was selected"
                 raise EditError(

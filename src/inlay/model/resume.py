@@ -104,6 +104,7 @@ def resume(
     edit: Any = None,
     rows: Any = None,
     strength: Any = None,
+    keys: Any = None,
     read: Any = None,
     tokens: Any = "all",
     before: bool = False,
@@ -116,7 +117,7 @@ def resume(
         model: the Model that the states were taken from.
         states: what `states` gave, or some of its rows.
         edit: an Edit at or above the Site; one below it changes nothing and raises.
-        rows, strength, read, tokens, before, loss, **kwargs: as in `Model.forward`.
+        rows, strength, keys, read, tokens, before, loss, **kwargs: as in `Model.forward`.
 
     Raises:
         EditError: a part of the Edit lies below the states.
@@ -139,6 +140,7 @@ def resume(
         wants,
         rows=rows,
         strength=strength,
+        keys=keys,
         prompt_mask=batch.prompt,
         attended=batch.mask,
         start_at=(states.site, states.hidden),

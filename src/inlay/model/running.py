@@ -27,6 +27,7 @@ def make_run(
     *,
     rows: Any = None,
     strength: Any = None,
+    keys: Any = None,
     cut: Cut | None = None,
     beside: Mapping[int, Run] | None = None,
     **more: Any,
@@ -37,7 +38,7 @@ def make_run(
         model: the Model.
         edit: an Edit, or `None`.
         wants: what to read.
-        rows, strength: as in `Model.edited`.
+        rows, strength, keys: as in `Model.edited`.
         cut: which of all rows this run is of, where a job is run in batches.
         beside: the runs of Sources in the same forward, by the Source's id; others are run now.
         **more: see `Run`.
@@ -63,6 +64,7 @@ def make_run(
         wants,
         rows=chosen,
         strength=factor,
+        keys=_keys(keys),
         sources=sources,
         constants=constants,
         text=model.text,
@@ -181,6 +183,18 @@ def _strength(strength: Any) -> Tensor | None:
     if not bool(torch.isfinite(factor.detach()).all()):
         raise EditError(f"strength={strength!r:.60}: give finite numbers")
     return factor
+
+
+def _keys(keys: Any) -> Tensor | None:
+    if keys is None:
+        return None
+    try:
+        drawn = torch.as_tensor(keys)
+    except (TypeError, ValueError, RuntimeError):
+        raise EditError(f"keys is one integer a prompt, not {keys!r:.60}") from None
+    if drawn.ndim != 1 or not len(drawn) or drawn.dtype not in (torch.int64, torch.int32):
+        raise EditError(f"keys is one integer a prompt, not {keys!r:.60}")
+    return drawn.long()
 
 
 def _rows(parts: Sequence[Any], rows: Any) -> Tensor | None:

@@ -162,6 +162,11 @@ class Tokens:
         return Tokens(tuple(Given(cut(c.tensor)) if isinstance(c, Given) else c for c in self.clauses), self.text)
 
     @property
+    def optional(self) -> bool:
+        """Whether a prompt may be too short to have any: some of the places of `ends`."""
+        return all(isinstance(c, Ends) and (c.start > 0 or c.stop is not None) for c in self.clauses)
+
+    @property
     def storable(self) -> bool:
         """Whether `parse(str(self))` gives this back: a tensor belongs to one batch and is not storable."""
         return not any(isinstance(c, Given) for c in self.clauses)

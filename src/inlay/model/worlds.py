@@ -48,7 +48,7 @@ def run(
         base: the base's rows.
         edit: an Edit.
         wants: what to read of the base.
-        options: `rows` and `strength` of the Edit.
+        options: `rows`, `strength` and `keys` of the Edit.
         arguments: passed on to the model.
         loss: whether the model computes its loss on the base's response, or on all of it where none is marked.
 

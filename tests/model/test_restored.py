@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from inlay.causal.restored import restored
+from inlay.model.restored import restored
 
 
 def module() -> nn.Module:
