@@ -121,6 +121,27 @@ def pyvene(names: dict[str, Any]) -> None:
     assert names["losses"][-1] < 0.5 * names["losses"][0]
 
 
+def training(names: dict[str, Any]) -> None:
+    world, name = names["world"], "tools of the kitchen"
+    assert names["found"].facts["concepts"][""]["steps"] == 48
+    plain = names["model"].generate(names["prompt"], do_sample=False)
+    steered = names["model"].generate(names["prompt"], edit=names["edit"], strength=6.0, do_sample=False)
+    assert world.concept_score(name, plain) == 0 < world.concept_score(name, steered)
+    assert len(names["texts"]) == 3 and len(names["one"].parts) == 1
+    assert names["own"].log.losses()
+
+
+def trainers(names: dict[str, Any]) -> None:
+    losses = [row["loss"] for row in names["trainer"].state.log_history if "loss" in row]
+    assert len(losses) == 8 and losses[-1] < losses[0]
+    (loaded,), (saved,) = names["loaded"].interventions, names["saved"].interventions
+    assert torch.equal(names["again"].edit.interventions[0].vector, saved.vector)
+    assert not torch.equal(loaded.vector, saved.vector), "the preferences moved it"
+    assert all(parameter.grad is None for parameter in names["model"].hf.parameters())
+    head = names["judge_again"].state_dict()["head.score.weight"]
+    assert torch.equal(head, names["labelled"].state_dict()["head.score.weight"])
+
+
 CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "sites": sites,
     "tokens": tokens,
@@ -129,6 +150,8 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "reading": reading,
     "generation": generation,
     "training-and-compile": training_and_compile,
+    "trainers": trainers,
+    "training": training,
     "custom-models": custom_models,
     "quickstart": lambda names: None,
     "world": world,
@@ -186,12 +209,13 @@ def test_the_readme_counts_sites_and_families() -> None:
 
 
 def test_the_tables_of_interventions_are_whole() -> None:
-    tables = [("interventions.md", "intervention"), ("interventions.md", "interchange"), ("edits.md", "intervention")]
-    plain, sourced, some = (
-        {name for row in table_rows(*table) for name in re.findall(r"`(\w+)\(", row[0])} for table in tables
+    tables = [("interventions.md", each) for each in ("intervention", "interchange", "trained")]
+    plain, sourced, trained, some = (
+        {name for row in table_rows(*table) for name in re.findall(r"`(\w+)\(", row[0])}
+        for table in (*tables, ("edits.md", "intervention"))
     )
     ours = {kind.__name__ for kind in Intervention.kinds.values() if kind.__module__.startswith("inlay.")}
-    assert plain | sourced == ours - {"Bank"}
+    assert plain | sourced | trained == ours - {"Bank"}
     assert some <= ours
 
 

@@ -11,12 +11,14 @@ from inlay.cli.bench import app as bench
 from inlay.cli.generate import generate
 from inlay.cli.read import read
 from inlay.cli.sites import sites
+from inlay.cli.train import train
 from inlay.cli.world import app as world
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_show_locals=False)
 app.command()(sites)
 app.command()(read)
 app.command()(generate)
+app.command()(train)
 app.add_typer(bench, name="bench")
 app.add_typer(world, name="world")
 
