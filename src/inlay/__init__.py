@@ -12,7 +12,7 @@ from inlay import errors
 from inlay._version import __version__
 
 if TYPE_CHECKING:
-    from inlay import bench, causal, directions, judges, world
+    from inlay import bench, causal, directions, judges, train, world
     from inlay.interventions import (
         RED,
         SAE,
@@ -116,7 +116,7 @@ _HOMES = {
         "to_peft",
     ),
 }
-_ROOMS = ("bench", "causal", "directions", "judges", "world")
+_ROOMS = ("bench", "causal", "directions", "judges", "train", "world")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -179,6 +179,7 @@ __all__ = [
     "set_temperature",
     "span",
     "to_peft",
+    "train",
     "world",
 ]
 

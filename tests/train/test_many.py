@@ -44,14 +44,21 @@ def values(edit: Edit) -> list[Tensor]:
     return [p.detach().clone() for p in edit.parameters()]
 
 
-@pytest.mark.parametrize("resume", [True, False])
-@pytest.mark.parametrize(("way", "goal"), CASES)
+FAST = ("lm", "reps", "reft_r1", "probe_bce", "jsd_match")
+
+
+@pytest.mark.parametrize(
+    ("way", "goal", "resume"),
+    [
+        pytest.param(way, goal, resume, marks=() if resume and goal in FAST else pytest.mark.slow)
+        for way, goal in CASES
+        for resume in (True, False)
+    ],
+)
 def test_together_is_alone(way: str, goal: str, resume: bool) -> None:
     """12, 8 and 6 steps of unequal responses; alone is what the trained Edit of one concept is."""
     settings: dict[str, Any] = {"epochs": 4, "batch": 2, "lr": 0.02, "factors": [0.5, 1.0, 2.0], "resume": resume}
     model = tiny.model()
-    if resume is False and goal not in ("lm", "reps", "reft_r1"):
-        settings["epochs"] = 1
     together = train_bank(model, WAYS[way](model), goal, DATA, **settings)
     start = values(WAYS[way](model))
     for name, data in DATA.items():

@@ -152,8 +152,8 @@ def train_bank(
         held_out: those that each is measured on.
         at_once: how many concepts are trained together; the states of their sequences are kept at the same time.
         out: as for `fit`; the Edit of a finished concept is kept at once and not trained again.
-        factors, chat, end, max_tokens, resume, device, autocast, save_every, log, preview, preview_every, progress,
-            **recipe: as for `fit`.
+        factors, chat, end, max_tokens, resume, device: as for `fit`.
+        autocast, save_every, log, preview, preview_every, progress, **recipe: as for `fit`.
 
     Raises:
         TrainError, ResumeError, InlayError: as for `fit`. A concept that diverges is stopped and named in the facts;
