@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -265,6 +267,39 @@ def test_a_killed_run_goes_on_to_the_same_bits(at: int, tmp_path: Path) -> None:
         assert torch.equal(vector(again[concept]), vector(whole[concept]))
     assert again.log.rows == whole.log.rows
     assert (tmp_path / "run" / "log.jsonl").read_text() == (tmp_path / "whole" / "log.jsonl").read_text()
+
+
+SCRIPT = """
+import os, signal, sys
+import torch
+from tests.train.test_fit import DATA, SETTINGS, Same, added, language
+from tests.interventions import tiny
+from inlay.train.fit import train_bank
+
+torch.set_num_threads(1)
+left = [int(sys.argv[2])]
+
+def dying(step):
+    left[0] -= 1
+    if left[0] < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return language(step)
+
+train_bank(tiny.model(), added(), Same(dying), DATA, save_every=2, out=sys.argv[1], **SETTINGS)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_by_the_system_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    options = {**SETTINGS, "save_every": 2}
+    whole = train_bank(tiny.model(), added(), Same(language), DATA, **options, out=tmp_path / "whole")
+    for at in (3, 2, 4):  # killed again and again, further on each time
+        command = [sys.executable, "-c", SCRIPT, str(tmp_path / "run"), str(at)]
+        assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    again = train_bank(tiny.model(), added(), Same(language), DATA, **options, out=tmp_path / "run")
+    for concept in DATA:
+        assert torch.equal(vector(again[concept]), vector(whole[concept]))
+    assert again.log.rows == whole.log.rows
 
 
 def test_groups_that_are_finished_are_not_trained_again(tmp_path: Path) -> None:

@@ -65,6 +65,41 @@ def encode(
         TrainError: an example lacks a text that a side needs, has an empty response, or is too long.
         InputError: a prompt has no tokens, or more than the context holds.
     """
+    limit = max_tokens or model.encoder.limit
+    found = _sequences(model, examples, sides, end, chat)
+    for side, rows in found.items():
+        for index, row in enumerate(rows):
+            if limit is not None and len(row.ids) > limit:
+                raise TrainError(
+                    f"example {index} has {row.prompt} + {len(row.ids) - row.prompt} tokens on its {side!r} side, and "
+                    f"{limit} are allowed: shorten it, or leave it out with inlay.train.fitting"
+                )
+    return found
+
+
+def fitting(
+    model: Model, examples: Sequence[Example], max_tokens: int, *, end: bool = True, chat: bool | None = None
+) -> list[Example]:
+    """The examples of which every sequence has at most `max_tokens` tokens; what is left out is the caller's to count.
+
+    Raises:
+        TrainError: an example has an empty response.
+        InputError: a prompt has no tokens.
+    """
+    long: set[int] = set()
+    for side, fields in SIDES.items():
+        some = [i for i, one in enumerate(examples) if all(getattr(one, name) is not None for name in fields)]
+        if some:
+            rows = _sequences(model, [examples[i] for i in some], [side], end, chat)[side]
+            long |= {i for i, row in zip(some, rows, strict=True) if len(row.ids) > max_tokens}
+    return [one for i, one in enumerate(examples) if i not in long]
+
+
+def _sequences(
+    model: Model, examples: Sequence[Example], sides: Sequence[str], end: bool, chat: bool | None
+) -> dict[str, list[Row]]:
+    """The sequences of examples by side, of any length."""
+    encoder = model.encoder.without_limit()
     found: dict[str, list[Row]] = {}
     prompts: dict[str, list[Row]] = {}
     for side in sides:
@@ -74,12 +109,15 @@ def encode(
             if lacking:
                 raise TrainError(f"example {lacking[0]} has no {name!r}, and this objective runs {side!r}: give it one")
         if asked not in prompts:
-            prompts[asked] = model.encoder.rows([getattr(one, asked) for one in examples], chat=chat)
+            prompts[asked] = encoder.rows([getattr(one, asked) for one in examples], chat=chat)
         responses = _responses(model, [getattr(one, answered) for one in examples], end)
-        found[side] = [
-            _joined(prompt, response, index, side, max_tokens or model.encoder.limit)
-            for index, (prompt, response) in enumerate(zip(prompts[asked], responses, strict=True))
-        ]
+        if () in responses:
+            index = responses.index(())
+            raise TrainError(
+                f"example {index} has an empty response on its {side!r} side: leave it out, or give it one"
+            )
+        pairs = zip(prompts[asked], responses, strict=True)
+        found[side] = [Row(prompt.ids + response, len(prompt.ids)) for prompt, response in pairs]
     return found
 
 
@@ -93,36 +131,6 @@ def _responses(model: Model, answers: Sequence[Any], end: bool) -> list[tuple[in
         for index, mine in zip(texts, made, strict=True):
             ids[index] = mine if stop is None or mine[-1:] == (stop,) else (*mine, stop)
     return ids
-
-
-def _joined(prompt: Row, response: tuple[int, ...], index: int, side: str, limit: int | None) -> Row:
-    if not response:
-        raise TrainError(f"example {index} has an empty response on its {side!r} side: leave it out, or give it one")
-    if limit is not None and len(prompt.ids) + len(response) > limit:
-        raise TrainError(
-            f"example {index} has {len(prompt.ids)} + {len(response)} tokens on its {side!r} side, and {limit} are "
-            "allowed: shorten it, or leave it out (examples.fitting)"
-        )
-    return Row(prompt.ids + response, len(prompt.ids))
-
-
-def fitting(
-    model: Model, examples: Sequence[Example], max_tokens: int, *, end: bool = True, chat: bool | None = None
-) -> list[Example]:
-    """The examples of which every sequence has at most `max_tokens` tokens; what is left out is the caller's to count.
-
-    Raises:
-        InputError: a prompt has no tokens.
-    """
-    kept = []
-    for example in examples:
-        sides = [side for side, needs in SIDES.items() if all(getattr(example, name) is not None for name in needs)]
-        try:
-            encode(model, [example], sides, end=end, max_tokens=max_tokens, chat=chat)
-        except TrainError:
-            continue
-        kept.append(example)
-    return kept
 
 
 def examples(data: Sequence[Any]) -> list[Example]:
