@@ -278,6 +278,7 @@ def test_the_base_is_the_same_after_use_and_in_another_dtype(tmp_path: Path) -> 
     folder = Edit(SITE, Add(_v(0))).save(tmp_path / "edit", model)
     with model.edited(Edit("pattern.0", Scale(1.0))):
         model.hf(torch.tensor([[1, 2]]))
+    model.hf.config.pad_token_id, model.hf.config.problem_type = 7, "regression"  # as trainers write them
     assert Edit.from_pretrained(folder, model).parts
     assert Edit.from_pretrained(folder, tiny.model(dtype=torch.bfloat16)).parts
 

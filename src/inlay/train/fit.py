@@ -218,7 +218,7 @@ class _Job:
         facts: dict[str, Any] = {}
         with restored(self.model.hf), torch.enable_grad():
             self.model.hf.requires_grad_(False).eval()
-            with self._log(groups) as log:
+            with self._log() as log:
                 for number, group in enumerate(groups):
                     done = self._group(number, group, starts, log, preview_of, progress)
                     for name, (edit, said) in done.items():
@@ -239,12 +239,12 @@ class _Job:
         for name in self.names:
             for rows in (self.encoded[name], self.held[name]):
                 said += [f"{side} {[(r.ids, r.prompt) for r in some]}" for side, some in rows.items()]
-            said.append(str([(one.label, one.row) for one in self.data[name]]))
-            said.append(fingerprint(self.model, [], [], starts[name].parts))
+            said.append(str([(one.label, one.row) for one in (*self.data[name], *self.held_out[name])]))
+        said.append(fingerprint(self.model, [], [], [part for name in self.names for part in starts[name].parts]))
         return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
     @contextmanager
-    def _log(self, groups: Sequence[Sequence[str]]) -> Iterator[RunLog]:
+    def _log(self) -> Iterator[RunLog]:
         path = None if self.out is None else self.out / "log.jsonl"
         log = RunLog(path, sinks(self.sinks, self.out))
         try:
