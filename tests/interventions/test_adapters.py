@@ -163,3 +163,16 @@ def _merged() -> Any:
 def test_adapters_that_no_edit_holds_are_refused(make: Callable[[], Any], match: str) -> None:
     with pytest.raises(EditError, match=match):
         make()
+
+
+def test_one_scale_by_the_root_of_the_rank_among_others() -> None:
+    hf = tiny.llama()
+    model = inlay.load(hf)
+    first, second = (
+        Edit(f"module:{path}:out", _lora(*widths(hf.get_submodule(path)), 4, alpha=8.0, rslora=mine, seed=5))
+        for path, mine in zip(PATHS["llama"][:2], (True, False), strict=True)
+    )
+    edit = (first + second).eval()
+    made = to_peft(edit, model)
+    want = model.forward(EVEN, edit=edit).logits
+    torch.testing.assert_close(made(torch.tensor(EVEN)).logits, want, rtol=1e-4, atol=1e-4)

@@ -52,6 +52,20 @@ def test_a_config_trains_what_its_calls_would(tmp_path: Path) -> None:
     assert torch.equal(again.vector, theirs.vector)
 
 
+def test_a_rate_as_yaml_reads_it(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.write_text(path.read_text().replace("lr: 0.05", "lr: 5e-2"))  # a string to YAML 1.1
+    assert TrainConfig.read(path).numbers().lr == 0.05
+
+
+def test_held_out_rows_are_planned_for(tmp_path: Path) -> None:
+    config = written(tmp_path, {"data": {**GOOD["data"], "held_out": "held.jsonl"}})
+    with pytest.raises(TrainError, match=r"held\.jsonl cannot be read"):
+        TrainConfig.read(config).plan(inlay.load("tidepool"))
+    (tmp_path / "held.jsonl").write_text(json.dumps({**ROWS[0], "output": "the moon was cold ."}) + "\n")
+    assert TrainConfig.read(config).plan(inlay.load("tidepool")).sequences == 9
+
+
 def test_a_column_of_concepts_trains_one_for_each(tmp_path: Path) -> None:
     data = {**GOOD["data"], "concept": "about", "held_out": "rows.jsonl"}
     found = TrainConfig.read(written(tmp_path, {"data": data})).run(inlay.load("tidepool"), tmp_path / "out")
@@ -85,7 +99,9 @@ def test_the_plan(tmp_path: Path) -> None:
         ({"train": {"way": "steering", "sight": 3}}, "steering does not take sight; it takes site, tokens"),
         ({"train": {"way": "steering", "model": "x"}}, "steering does not take model"),
         ({"recipe": {"learning_rate": 1}}, "recipe: no learning_rate; it has epochs, lr"),
-        ({"autocast": "float8"}, "autocast: Input should be 'bfloat16' or 'float16'"),
+        ({"autocast": "float8"}, "autocast: Input should be 'bfloat16'"),
+        ({"recipe": {"epochs": "many"}}, "recipe: epochs: Input should be a valid integer"),
+        ({"recipe": {"epochs": 2.5}}, "recipe: epochs: Input should be a valid integer"),
         ({"log": ["mlflow"]}, "log.0"),
         ({"model": None}, "model: Input should be a valid string"),
     ],

@@ -19,7 +19,7 @@ from tests.train.rows import ragged
 from torch import Tensor, nn
 
 import inlay
-from inlay import Add, Edit
+from inlay import Add, Bank, Edit, TopKAdd
 from inlay.errors import FolderError, ResumeError, TrainError
 from inlay.train.adamw import RowAdamW
 from inlay.train.examples import Example
@@ -302,6 +302,30 @@ def test_a_run_that_is_killed_by_the_system_goes_on_to_the_same_bits(tmp_path: P
     assert again.log.rows == whole.log.rows
 
 
+def test_a_function_of_ones_own_is_the_same_in_another_process(tmp_path: Path) -> None:
+    def made() -> Callable[[Step], Tensor]:
+        def own(step: Step) -> Tensor:
+            return language(step)
+
+        return own
+
+    class Mine:
+        def __init__(self, weight: float) -> None:
+            self.weight = weight
+
+        def __call__(self, step: Step) -> Tensor:
+            return self.weight * language(step)
+
+    first = fit(tiny.model(), added(), made(), DATA["c"], out=tmp_path / "f", **SETTINGS)
+    assert fit(tiny.model(), added(), made(), DATA["c"], out=tmp_path / "f", **SETTINGS).log.rows == first.log.rows
+    with pytest.raises(ResumeError):
+        fit(tiny.model(), added(), language, DATA["c"], out=tmp_path / "f", **SETTINGS)
+    fit(tiny.model(), added(), Mine(1.0), DATA["c"], out=tmp_path / "m", **SETTINGS)
+    fit(tiny.model(), added(), Mine(1.0), DATA["c"], out=tmp_path / "m", **SETTINGS)
+    with pytest.raises(ResumeError):
+        fit(tiny.model(), added(), Mine(2.0), DATA["c"], out=tmp_path / "m", **SETTINGS)
+
+
 def test_groups_that_are_finished_are_not_trained_again(tmp_path: Path) -> None:
     options = {**SETTINGS, "out": tmp_path, "at_once": 1}
     with pytest.raises(KilledError):
@@ -396,7 +420,8 @@ def test_patience_is_each_concepts_own() -> None:
     assert stops["a"] < 24 and stops["b"] == 16, "without held-out examples it goes on to its end"
     for concept, data in DATA.items():
         edit = added()
-        fit(tiny.model(), edit, signed, data, held_out=held.get(concept, ()), **options)
+        given = {"held_out": held[concept]} if concept in held else {"patience": None}
+        fit(tiny.model(), edit, signed, data, **{**options, **given})
         torch.testing.assert_close(vector(found[concept]), vector(edit), rtol=0, atol=5e-6)
 
 
@@ -422,6 +447,39 @@ def test_one_concept_that_diverges_does_not_take_the_others_along() -> None:
         torch.testing.assert_close(vector(found[concept]), want, rtol=0, atol=2e-6)
     with pytest.raises(TrainError, match=r"diverged at step 0: the loss is inf.*lower lr=0.05"):
         fit(tiny.model(), added(), lambda step: language(step) * torch.inf, DATA["a"], **SETTINGS)
+
+
+@pytest.mark.parametrize("at_once", [1, 64])
+def test_a_loss_that_is_infinite_moves_nothing(at_once: int) -> None:
+    """With a finite gradient; and in a group of one concept too the others go on."""
+
+    def sick(step: Step) -> Tensor:
+        return language(step) + torch.where(step.labels < 0, torch.inf, 0.0)
+
+    data = {"a": [replace(one, label=-1.0) for one in DATA["a"]], "b": DATA["b"]}
+    found = train_bank(tiny.model(), added(), sick, data, at_once=at_once, **SETTINGS)
+    assert torch.equal(vector(found["a"]), vector(added())) and found.facts["concepts"]["a"]["diverged"]
+    torch.testing.assert_close(vector(found["b"]), alone("language", data=DATA["b"], **SETTINGS), rtol=0, atol=2e-6)
+
+
+def test_a_run_that_is_cut_short_is_measured_at_its_end() -> None:
+    options = {"epochs": 9, "lr": 0.3, "batch": 3, "max_steps": 5}
+    found = fit(tiny.model(), added(), signed, DATA["a"], held_out=CONTRARY, **options)
+    assert [row["step"] for row in found.log.rows if "held_out" in row] == [2, 4]
+
+
+def test_row_0_of_a_bank_of_unit_vectors_stays_nothing() -> None:
+    bank = Bank([TopKAdd(torch.randn(tiny.WIDTH)) for _ in range(2)])
+    fit(tiny.model(), Edit("resid_post.1", bank), language, [replace(one, row=2) for one in DATA["a"]], **SETTINGS)
+    vectors = bank.state()["vector"].detach()
+    torch.testing.assert_close(vectors.norm(dim=-1), torch.tensor([0.0, 1.0, 1.0]))
+
+
+def test_double_precision_is_trained_as_it_is() -> None:
+    edit = Edit("resid_post.1", Add(nn.Parameter(vector(added()).double())))
+    fit(tiny.model(), edit, language, DATA["a"], **SETTINGS)
+    assert vector(edit).dtype == torch.float64
+    torch.testing.assert_close(vector(edit).float(), alone("language", data=DATA["a"], **SETTINGS), rtol=0, atol=1e-5)
 
 
 # -- what is seen of it ------------------------------------------------------------------------------------------------
@@ -459,7 +517,7 @@ def test_the_log_says_what_happened(tmp_path: Path) -> None:
     previews = [row["preview"] for row in found.log.rows if "preview" in row]
     assert len(previews) == 2 and all(previews)
     assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == found.log.rows
-    assert told.closed and len(told.texts) == 2 and told.numbers[0][1]["loss/"] == steps[0]["loss"]
+    assert told.closed and len(told.texts) == 2 and told.numbers[0][1]["loss"] == steps[0]["loss"]
     assert found.log.losses()[-1] < found.log.losses()[0]
 
 
@@ -468,7 +526,7 @@ def test_tensorboard_by_its_own_client(tmp_path: Path) -> None:
     found = fit(tiny.model(), added(), language, DATA["c"], out=tmp_path, log=["tensorboard"], **SETTINGS)
     events = board.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [event.value for event in events.Scalars("loss/")] == pytest.approx(found.log.losses())
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(found.log.losses())
 
 
 def test_wandb_is_told_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -477,9 +535,9 @@ def test_wandb_is_told_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     run = SimpleNamespace(log=said.append, finish=lambda: said.append({"finished": True}))
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **options: run))
     found = fit(tiny.model(), added(), language, DATA["c"], log=["wandb"], **SETTINGS)
-    losses = [row["loss/"] for row in said if "loss/" in row]
+    losses = [row["loss"] for row in said if "loss" in row]
     assert losses == found.log.losses() and said[-1] == {"finished": True}
-    assert [row["train/step"] for row in said if "loss/" in row] == [0, 1, 2]
+    assert [row["train/step"] for row in said if "loss" in row] == [0, 1, 2]
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
@@ -495,7 +553,13 @@ def test_wandb_is_told_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"edit": Edit("resid_post.1", Add(torch.ones(tiny.WIDTH)))}, "has no trainable parameters"),
         ({"learning_rate": 1.0}, "learning_rate: no such setting; a recipe has epochs, lr"),
         ({"epochs": 0}, "epochs=0"),
-        ({"autocast": "float8"}, "autocast='float8'"),
+        ({"autocast": "float16"}, "autocast='float16'"),
+        ({"patience": 1}, "give held_out= some"),
+        ({"max_tokens": 0}, "max_tokens=0"),
+        ({"save_every": 0}, "save_every=0"),
+        ({"preview": "x", "preview_every": 0}, "preview_every=0"),
+        ({"data": [{"prompt": [1], "chosen": [2], "row": 2}]}, "the Edit holds none"),
+        ({"edit": Edit("resid_post.1", Add(nn.Parameter(torch.ones(tiny.WIDTH).bfloat16())))}, "edit.float"),
         ({"log": ["mlflow"]}, "log='mlflow'"),
         ({"log": ["tensorboard"]}, "needs out="),
         ({"objective": lambda step: step.per_row(step.reference("chosen"))}, "does not depend on what is trained"),

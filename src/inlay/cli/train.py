@@ -39,5 +39,8 @@ def train(
         result = made.run(loaded, out, progress=True)
         for name in result.concepts:
             losses = result.log.losses(name)
+            if not losses:
+                typer.echo(f"{name}: diverged in its first step")
+                continue
             typer.echo(f"{name or 'loss'}: {losses[0]:.4f} -> {losses[-1]:.4f} in {len(losses)} steps")
         typer.echo(out / ("concepts" if made.data.concept else "edit"))

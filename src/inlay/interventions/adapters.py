@@ -39,7 +39,8 @@ def to_peft(edit: Edit, model: Model, adapter: str = "default") -> Any:
     drops = {lora.dropout for lora in loras.values()}
     if len(drops) > 1:
         raise EditError(f"peft has one dropout for all modules, and these LoRAs have {sorted(drops)}")
-    alphas = {path: _alpha(lora, strength) for path, (lora, strength) in parts.items()}
+    rslora = all(lora.rslora for lora in loras.values())
+    alphas = {path: _alpha(lora, strength, rslora) for path, (lora, strength) in parts.items()}
     first = next(iter(loras))
     base = copy.deepcopy(model.base)
     config = peft.LoraConfig(
@@ -50,7 +51,7 @@ def to_peft(edit: Edit, model: Model, adapter: str = "default") -> Any:
         rank_pattern={path: lora.rank() for path, lora in loras.items()},
         alpha_pattern=alphas,
         lora_dropout=drops.pop(),
-        use_rslora=all(lora.rslora for lora in loras.values()),
+        use_rslora=rslora,
         fan_in_fan_out=type(base.get_submodule(first)).__name__ == "Conv1D",
     )
     made = peft.get_peft_model(base, config, adapter_name=adapter)
@@ -152,9 +153,11 @@ def _path(model: Model, site: Site) -> str:
     return path
 
 
-def _alpha(lora: LoRA, strength: float | None) -> float:
-    """peft's alpha for the scale and the part's strength."""
+def _alpha(lora: LoRA, strength: float | None, rslora: bool) -> float:
+    """peft's alpha for the scale and the part's strength; `rslora`: peft divides it by sqrt(r), else by r."""
     alpha = float(lora.rank()) if lora.alpha is None else lora.alpha
+    if lora.rslora and not rslora:
+        alpha *= lora.rank() ** 0.5
     return alpha * (1.0 if strength is None else strength)
 
 

@@ -33,7 +33,7 @@ def fingerprint(model: Model, data: Sequence[Row], wants: list[Want], parts: Seq
     said = hashlib.sha256()
 
     def say(value: Any) -> None:
-        said.update(_said(value))
+        said.update(said_of(value))
 
     say(json.dumps([model.identity(), [(r.ids, r.prompt) for r in data]], sort_keys=True))
     say(weights(model))
@@ -81,9 +81,9 @@ def weights(model: Model) -> str:
     found = hashlib.sha256()
     for parameter in model.base.parameters():
         flat = parameter.detach().flatten()
-        found.update(_said((str(flat.dtype), tuple(parameter.shape))))
+        found.update(said_of((str(flat.dtype), tuple(parameter.shape))))
         if not flat.is_meta:  # offloaded
-            found.update(_said(flat[:: max(1, len(flat) // 16)].float()))
+            found.update(said_of(flat[:: max(1, len(flat) // 16)].float()))
     defaults: Any = getattr(model.base, "generation_config", None)
     chosen = None if defaults is None else {k: v for k, v in defaults.to_diff_dict().items() if "version" not in k}
     template = getattr(model.tokenizer, "chat_template", None)
@@ -91,19 +91,27 @@ def weights(model: Model) -> str:
     return found.hexdigest()
 
 
-def _said(value: Any) -> bytes:
-    """Bytes that are the same for the same value, also in another process."""
+def said_of(value: Any) -> bytes:
+    """Bytes that are the same for the same value, also in another process.
+
+    Of a function its name and code count, of an object without a `repr` of its own its class, the code of its
+    `__call__` and its attributes.
+    """
     if isinstance(value, Tensor):
         value = value.detach().cpu().contiguous()
         raw: bytes = value.reshape(-1).view(torch.uint8).numpy().tobytes()
         return repr((value.dtype, value.shape)).encode() + raw
     if isinstance(value, Tokens):
-        return b"".join(_said(c.tensor if isinstance(c, Given) else repr(c)) for c in value.clauses)
+        return b"".join(said_of(c.tensor if isinstance(c, Given) else repr(c)) for c in value.clauses)
     if isinstance(value, torch.nn.Module):
         return f"{type(value).__module__}:{type(value).__qualname__}".encode()
     code = getattr(value, "__code__", None)
     if code is not None:
         return f"{value.__module__}:{value.__qualname__} {_lines(code)}".encode()
+    kind: Any = type(value)
+    if kind.__repr__ == object.__repr__:
+        inside = [said_of(name) + said_of(one) for name, one in sorted(vars(value).items())]
+        return said_of(kind.__qualname__) + said_of(vars(kind).get("__call__")) + b"".join(inside)
     return repr(value).encode()
 
 

@@ -92,8 +92,8 @@ class RowAdamW:
         if not tables:
             raise TrainError("the loss does not depend on what is trained: no tensor of the Edit has a gradient")
         who = torch.tensor(concepts)
-        grads = {name: _some(table.rows(_grad(table)), who, self.count).float() for name, table in tables.items()}
-        squares = [grad.reshape(len(grad), -1).square().sum(1).cpu() for grad in grads.values()]
+        grads = {name: _some(table.rows(_grad(table)), who, self.count) for name, table in tables.items()}
+        squares = [grad.reshape(len(grad), -1).square().sum(1).float().cpu() for grad in grads.values()]
         norms = torch.stack(squares).sum(0).sqrt()
         sound = norms.isfinite()
         if not bool(sound.all()):
@@ -121,7 +121,8 @@ class RowAdamW:
         if self.clip is not None:
             grad = grad * _beside(each.clip, grad)
         if table.unit:
-            grad = grad - (grad * value).sum(-1, keepdim=True) / value.square().sum(-1, keepdim=True) * value
+            length = value.square().sum(-1, keepdim=True).clamp(min=1e-12)  # row 0 of a Bank is 0
+            grad = grad - (grad * value).sum(-1, keepdim=True) / length * value
         mean.lerp_(grad, 1 - first)
         square.mul_(second).addcmul_(grad, grad, value=1 - second)
         if table.decay and self.weight_decay:

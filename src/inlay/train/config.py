@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from inlay.errors import TrainError
 from inlay.interventions.edit import Edit
@@ -62,7 +62,7 @@ class TrainConfig(_Strict):
         factors: random strengths: a number, a list to choose from, or `[low, high]` under `between`.
         recipe: see `Recipe`.
         resume: keep the states below the Edit.
-        autocast: `bfloat16` or `float16`.
+        autocast: `bfloat16`.
         at_once: concepts that are trained together.
         save_every: steps between checkpoints.
         log: `tensorboard`, `wandb`.
@@ -77,7 +77,7 @@ class TrainConfig(_Strict):
     factors: Any = None
     recipe: dict[str, Any] = {}
     resume: bool = True
-    autocast: Literal["bfloat16", "float16"] | None = None
+    autocast: Literal["bfloat16"] | None = None
     at_once: int = 64
     save_every: int = 100
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
@@ -101,7 +101,20 @@ class TrainConfig(_Strict):
             raise ValueError(
                 f"recipe: no {', '.join(sorted(unknown))}; it has {', '.join(Recipe.__dataclass_fields__)}"
             )
+        self.numbers()
         return self
+
+    def numbers(self) -> Recipe:
+        """The recipe.
+
+        Raises:
+            TrainError: a setting is no number, or out of range.
+        """
+        try:
+            return TypeAdapter(Recipe).validate_python(self.recipe)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise TrainError(f"recipe: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
     @classmethod
     def read(cls, path: str | Path) -> TrainConfig:
@@ -179,9 +192,15 @@ class TrainConfig(_Strict):
             name: [row for some in encode(model, mine, sides, **more).values() for row in some]
             for name, mine in data.items()
         }
+        if self.data.held_out is not None:
+            for name, mine in self.examples(self.data.held_out).items():
+                rows[name] = [
+                    *rows[name],
+                    *(row for some in encode(model, mine, sides, **more).values() for row in some),
+                ]
         counts = {name: len(mine) for name, mine in data.items()}
-        recipe = Recipe(**self.recipe)
-        return planned(model, self.edit(model), rows, counts, recipe, resume=self.resume, at_once=self.at_once)
+        edit, recipe = self.edit(model), self.numbers()
+        return planned(model, edit, rows, counts, recipe, resume=self.resume, at_once=self.at_once)
 
     def run(self, model: Model, out: str | Path, progress: bool = False) -> Trained:
         """Train; `out` gets log, checkpoints and Edits, and a killed run goes on there.
@@ -196,7 +215,7 @@ class TrainConfig(_Strict):
             **self.model_dump(
                 include={"factors", "resume", "autocast", "save_every", "log", "preview", "preview_every"}
             ),
-            **self.recipe,
+            **vars(self.numbers()),
             "out": out,
             "progress": progress,
         }

@@ -33,7 +33,8 @@ def load_examples(
     Args:
         source: a path to `.jsonl` or `.parquet`, a Hugging Face dataset, a table, or rows as mappings.
         columns: for a field of `Example` the column that holds it, or a template of columns such as
-            `"{instruction}\n{input}"`; by default the first that is there of `ALIASES`.
+            `"{instruction}\n{input}"`; by default the first that is there of `ALIASES`, and Alpaca's `instruction` and
+            `input` together.
         concept: the column that names a row's concept; the examples then come by concept, for `train_bank`.
 
     Raises:
@@ -137,6 +138,8 @@ def _value(row: Mapping[str, Any], name: str, columns: Mapping[str, str], where:
             if row.get(column) is None:
                 raise TrainError(f"{where} has no {column!r}; it has {', '.join(map(str, row))}")
         return wanted.format(**row) if fields else row[wanted]
+    if name == "prompt" and row.get("prompt") is None and row.get("instruction") and row.get("input"):
+        return f"{row['instruction']}\n{row['input']}"  # Alpaca's two columns
     for column in ALIASES[name]:
         if row.get(column) is not None:
             return row[column]

@@ -65,7 +65,7 @@ def encode(
         TrainError: an example lacks a text that a side needs, has an empty response, or is too long.
         InputError: a prompt has no tokens, or more than the context holds.
     """
-    limit = max_tokens or model.encoder.limit
+    limit = model.encoder.limit if max_tokens is None else max_tokens
     found = _sequences(model, examples, sides, end, chat)
     for side, rows in found.items():
         for index, row in enumerate(rows):
@@ -78,7 +78,12 @@ def encode(
 
 
 def fitting(
-    model: Model, examples: Sequence[Example], max_tokens: int, *, end: bool = True, chat: bool | None = None
+    model: Model,
+    data: Sequence[Example | Mapping[str, Any]],
+    max_tokens: int,
+    *,
+    end: bool = True,
+    chat: bool | None = None,
 ) -> list[Example]:
     """The examples of which every sequence has at most `max_tokens` tokens; what is left out is the caller's to count.
 
@@ -86,13 +91,13 @@ def fitting(
         TrainError: an example has an empty response.
         InputError: a prompt has no tokens.
     """
-    long: set[int] = set()
+    given, long = examples(data), set[int]()
     for side, fields in SIDES.items():
-        some = [i for i, one in enumerate(examples) if all(getattr(one, name) is not None for name in fields)]
+        some = [i for i, one in enumerate(given) if all(getattr(one, name) is not None for name in fields)]
         if some:
-            rows = _sequences(model, [examples[i] for i in some], [side], end, chat)[side]
+            rows = _sequences(model, [given[i] for i in some], [side], end, chat)[side]
             long |= {i for i, row in zip(some, rows, strict=True) if len(row.ids) > max_tokens}
-    return [one for i, one in enumerate(examples) if i not in long]
+    return [one for i, one in enumerate(given) if i not in long]
 
 
 def _sequences(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from inlay.errors import TrainError
+from inlay.errors import InlayError, TrainError
+from inlay.interventions.bank import Bank
 from inlay.interventions.edit import Edit
-from inlay.model.fingerprint import fingerprint
+from inlay.model.fingerprint import fingerprint, said_of
 from inlay.model.inputs import Row
 from inlay.model.restored import restored
 from inlay.train.banks import row, stacked
@@ -51,6 +53,12 @@ class Setup:
     autocast: str | torch.dtype | None = None
     at_once: int = 64
     save_every: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "at_once", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise TrainError(f"{name}={value}: give at least 1")
 
 
 def fit(
@@ -96,11 +104,12 @@ def fit(
         max_tokens: the most tokens of an example's sequence; a longer one is an error (`fitting` leaves them out).
         resume: run the blocks below the Edit once for each sequence and keep their states.
         device: where kept states lie; by default the model's, `"cpu"` where that has not the memory.
-        autocast: a dtype such as `"bfloat16"` that the forwards are computed in.
+        autocast: `"bfloat16"`, which all forwards then are computed in.
         out: a folder for the log, checkpoints and the Edit; a killed run started again goes on there.
         save_every: steps between checkpoints.
         log: `"tensorboard"`, `"wandb"`, or sinks of your own.
-        preview: a prompt that is answered under the Edit now and then, for the log.
+        preview: a prompt that is answered under the Edit now and then, for the log; of concepts that are trained
+            together the first one's.
         preview_every: steps between previews.
         progress: show a progress bar.
         **recipe: the numbers of the run; see `Recipe`.
@@ -151,7 +160,8 @@ def train_bank(
         data: the examples of each concept by name.
         held_out: those that each is measured on.
         at_once: how many concepts are trained together; the states of their sequences are kept at the same time.
-        out: as for `fit`; the Edit of a finished concept is kept at once and not trained again.
+        out: as for `fit`; the Edit of a finished concept is kept at once, and a group of which all are finished is not
+            trained again.
         factors, chat, end, max_tokens, resume, device: as for `fit`.
         autocast, save_every, log, preview, preview_every, progress, **recipe: as for `fit`.
 
@@ -208,9 +218,12 @@ class _Job:
     def run(self, start: Callable[[str], Edit], preview: Any, preview_every: int, progress: bool) -> Trained:
         """Train every group, or take its finished concepts from the folder."""
         groups = [self.names[i : i + self.setup.at_once] for i in range(0, len(self.names), self.setup.at_once)]
-        self.encoded = {name: self._encode(self.data[name]) for name in self.names}
-        self.held = {name: self._encode(self.held_out[name]) if self.held_out[name] else {} for name in self.names}
+        self.encoded = {name: self._encode(self.data[name], name) for name in self.names}
+        self.held = {
+            name: self._encode(some, name, "held-out examples") if some else {} for name, some in self.held_out.items()
+        }
         starts = {name: start(name) for name in self.names}
+        self._check(starts)
         if self.out is not None:
             self.folder = RunFolder(self.out, self._fingerprint(starts), self.names)
         preview_of = None if preview is None else Preview(self.model, preview, preview_every, self.setup.chat)
@@ -228,18 +241,35 @@ class _Job:
         settings = {"objective": repr(self.objective), "factors": repr(self.factors), **asdict(self.setup.recipe)}
         return Trained(edit, self.names, log, {**settings, "concepts": facts})
 
-    def _encode(self, data: Sequence[Example]) -> dict[str, list[Row]]:
+    def _check(self, starts: Mapping[str, Edit]) -> None:
+        """Raise for what would otherwise show at the end of a run, or never."""
+        if self.setup.recipe.patience is not None and not any(self.held_out.values()):
+            raise TrainError("patience= counts epochs without a lower loss on held-out examples: give held_out= some")
+        first = starts[self.names[0]]
+        if self.out is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                first.save(folder)
+        banked = any(isinstance(part.intervention, Bank) for part in first.parts)
+        if not self.many and not banked and any(one.row != 1 for one in self.data[""]):
+            raise TrainError("some examples name a row of a Bank, and the Edit holds none")
+
+    def _encode(self, data: Sequence[Example], name: str, what: str = "") -> dict[str, list[Row]]:
         setup = self.setup
-        return encode(self.model, data, self.sides, end=setup.end, max_tokens=setup.max_tokens, chat=setup.chat)
+        try:
+            return encode(self.model, data, self.sides, end=setup.end, max_tokens=setup.max_tokens, chat=setup.chat)
+        except InlayError as error:
+            where = what + (f" of concept {name!r}" if name else "")
+            raise type(error)(f"{where.strip()}: {error}" if where else str(error)) from error
 
     def _fingerprint(self, starts: Mapping[str, Edit]) -> str:
         """A hash of the model, the data as ids, every start, and all settings."""
-        setup = replace(self.setup, objective="", device=None, save_every=0)
-        said = [repr(self.objective), repr(self.factors), str(asdict(setup)), json.dumps(self.names)]
+        setup = replace(self.setup, objective="", factors=None, device=None, save_every=1)
+        said = [said_of(self.objective).hex(), said_of(self.factors).hex(), str(asdict(setup)), json.dumps(self.names)]
         for name in self.names:
             for rows in (self.encoded[name], self.held[name]):
                 said += [f"{side} {[(r.ids, r.prompt) for r in some]}" for side, some in rows.items()]
             said.append(str([(one.label, one.row) for one in (*self.data[name], *self.held_out[name])]))
+            said.append(str([p.requires_grad for p in starts[name].parameters()]))
         said.append(fingerprint(self.model, [], [], [part for name in self.names for part in starts[name].parts]))
         return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
@@ -282,13 +312,14 @@ class _Job:
             self.folder.restore(loop, number)
         log.drop(group, loop.done)
         with bar(progress, loop, len(frozen.sequences)) as advance:
-            self._fill(frozen, concepts, advance)
-            if prepare is not None:
-                prepare(loop)
+            with loop.precision():
+                self._fill(frozen, concepts, advance)
+                if prepare is not None:
+                    prepare(loop)
             while loop.live():
                 rows = loop.step()
                 if preview is not None and loop.done % preview.every == 0:
-                    rows.append(preview.row(loop, self.many))
+                    rows.append(preview.row(loop))
                 log.add(rows)
                 advance.step(rows)
                 self._save(loop, number, places)
@@ -325,13 +356,11 @@ class _Job:
 
     def _dtype(self) -> torch.dtype | None:
         wanted = self.setup.autocast
-        if wanted is None or isinstance(wanted, torch.dtype):
+        if wanted is None or wanted is torch.bfloat16:
             return wanted
-        found = getattr(torch, wanted, None)
-        if found not in (torch.bfloat16, torch.float16):
-            raise TrainError(f"autocast={wanted!r}: 'bfloat16' or 'float16'")
-        assert isinstance(found, torch.dtype)
-        return found
+        if wanted != "bfloat16":
+            raise TrainError(f"autocast={wanted!r}: 'bfloat16'; float16 would need its losses scaled")
+        return torch.bfloat16
 
 
 def _numbers(frozen: Frozen, rows: Mapping[str, list[Row]]) -> list[dict[str, int]]:

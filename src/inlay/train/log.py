@@ -108,7 +108,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 def _tell(sink: Sink, row: Mapping[str, Any]) -> None:
     concept = row["concept"]
-    numbers = {f"{name}/{concept}": float(v) for name, v in row.items() if isinstance(v, float)}
+    numbers = {f"{name}/{concept}" if concept else name: float(v) for name, v in row.items() if isinstance(v, float)}
     if numbers:
         sink.scalars(row["step"], numbers)
     if "preview" in row:

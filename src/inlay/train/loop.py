@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -85,18 +86,23 @@ class Loop:
         losses, strengths = torch.zeros(len(self.concepts)), torch.zeros(len(self.concepts))
         for some in self._parts(items):
             step = self._made(some, training=True)
-            with self._precision():
+            with self.precision():
                 values = self.objective(step)
             if not values.requires_grad:
                 raise TrainError("the loss does not depend on what is trained: it has no gradient")
             values.sum().backward()
             losses.index_add_(0, step.concepts.cpu(), values.detach().float().cpu())
             strengths.index_add_(0, step.concepts.cpu(), step.per_row(step.factors()).cpu())
-        rates = [self.recipe.rate(self.done, concept.steps) for concept in live]
-        norms = self.optimiser.step([concept.index for concept in live], rates)
+        rates = {concept.index: self.recipe.rate(self.done, concept.steps) for concept in live}
+        sound = [index for index in rates if math.isfinite(losses[index])]
+        norms = dict.fromkeys(rates, math.nan)
+        if sound:
+            found = self.optimiser.step(sound, [rates[index] for index in sound])
+            norms |= dict(zip(sound, found.tolist(), strict=True))
         self.done += 1
         rows = []
-        for concept, rate, norm in zip(live, rates, norms.tolist(), strict=True):
+        for concept in live:
+            rate, norm = rates[concept.index], norms[concept.index]
             loss = float(losses[concept.index])
             about = {"concept": concept.name, "step": self.done - 1}
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -105,7 +111,7 @@ class Loop:
                 continue
             concept.epoch.append(loss)
             rows.append(about | {"loss": loss, "norm": norm, "lr": rate, "factor": float(strengths[concept.index])})
-            if self.done in concept.order.ends:
+            if self.done in concept.order.ends or self.done == concept.steps:
                 rows.append(about | self._epoch(concept))
             if not concept.live(self.done):
                 self._finish(concept)
@@ -117,7 +123,7 @@ class Loop:
         Raises:
             TrainError: it is the only one.
         """
-        if len(self.concepts) == 1:
+        if not concept.banked:
             raise TrainError(
                 f"the training diverged at step {self.done - 1}: the loss is {loss} and the gradient's norm {norm}; "
                 f"lower lr={self.recipe.lr}"
@@ -128,7 +134,8 @@ class Loop:
     def _made(self, items: Sequence[Item], training: bool) -> Step:
         return Step(self.frozen, self.edit, items, self.factors, self.recipe.seed, training)
 
-    def _precision(self) -> AbstractContextManager[Any]:
+    def precision(self) -> AbstractContextManager[Any]:
+        """Where forwards run in the wanted dtype."""
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(self.frozen.model.device.type, self.autocast)
@@ -149,14 +156,14 @@ class Loop:
 
     def _epoch(self, concept: Learning) -> dict[str, Any]:
         """Measure a concept, and stop it where the recipe says so."""
-        number = concept.order.ends.index(self.done) + 1
+        number = bisect_left(concept.order.ends, self.done) + 1
         mean, concept.epoch = sum(concept.epoch) / len(concept.epoch), []
         row: dict[str, Any] = {"epoch": number, "mean_loss": mean}
         if self.recipe.stop_below is not None and mean < self.recipe.stop_below:
             concept.stopped = self.done
         if concept.held_out:
             row["held_out"] = self.measure(concept)
-            if concept.best is None or row["held_out"] < concept.best:
+            if math.isfinite(row["held_out"]) and (concept.best is None or row["held_out"] < concept.best):
                 concept.best, concept.since = row["held_out"], 0
                 concept.kept = {name: self._own(concept, name).clone() for name in self.tables}
             else:
@@ -171,7 +178,7 @@ class Loop:
         self.edit.eval()
         found = 0.0
         for some in self._parts(concept.held_items(self.frozen)):
-            with self._precision():
+            with self.precision():
                 found += float(self.objective(self._made(some, training=False)).sum())
         return found
 
@@ -193,7 +200,7 @@ def tables(edit: Edit, banked: bool) -> dict[str, Table]:
     """The trainable tensors of an Edit, each once, by a name that its parts give it.
 
     Raises:
-        TrainError: there are none.
+        TrainError: there are none, or one is in half precision.
     """
     found: dict[str, Table] = {}
     seen: set[int] = set()
@@ -201,6 +208,11 @@ def tables(edit: Edit, banked: bool) -> dict[str, Table]:
         assert isinstance(intervention, nn.Module)
         for name, tensor in intervention.state().items():  # type: ignore[operator]
             if isinstance(tensor, nn.Parameter) and tensor.requires_grad and id(tensor) not in seen:
+                if tensor.dtype not in (torch.float32, torch.float64):
+                    raise TrainError(
+                        f"{name!r} of {type(intervention).__name__} is {tensor.dtype}, in which small steps are lost: "
+                        "edit.float() keeps it in float32, whatever the model's dtype is"
+                    )
                 seen.add(id(tensor))
                 constraint = dict(intervention.constraints).get(name)  # type: ignore[arg-type]
                 free = constraint is None

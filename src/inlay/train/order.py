@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 
@@ -36,4 +38,8 @@ class Order:
 
     def first(self, step: int) -> int:
         """How many mini-batches come before a step."""
-        return sum(len(batches) for batches in self.steps[:step])
+        return self._before[step]
+
+    @cached_property
+    def _before(self) -> list[int]:
+        return list(accumulate((len(batches) for batches in self.steps), initial=0))

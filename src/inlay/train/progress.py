@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from inlay.errors import TrainError
 from inlay.train.loop import Loop
 
 if TYPE_CHECKING:
@@ -65,13 +66,18 @@ class Preview:
         prompt: the prompt.
         every: steps between two answers.
         chat: whether a plain string is a user turn.
+
+    Raises:
+        TrainError: `every` is below 1.
     """
 
     def __init__(self, model: Model, prompt: Any, every: int, chat: bool | None) -> None:
+        if every < 1:
+            raise TrainError(f"preview_every={every}: give at least 1")
         self.model, self.prompt, self.every, self.chat = model, prompt, every, chat
 
     @torch.no_grad()
-    def row(self, loop: Loop, many: bool) -> dict[str, Any]:
+    def row(self, loop: Loop) -> dict[str, Any]:
         """The answer under the first concept's Edit, at the mean of some random strengths, as a row of the log."""
         concept = loop.concepts[0]
         loop.edit.eval()
@@ -79,7 +85,7 @@ class Preview:
         text = self.model.generate(
             [self.prompt],
             edit=loop.edit,
-            rows=[1] if many else None,
+            rows=[1] if any(part.intervention.banked for part in loop.edit.parts) else None,
             strength=strength,
             chat=self.chat,
             max_new_tokens=32,

@@ -113,6 +113,7 @@ class Step:
         self.frozen_model, self.edit, self.items = frozen, edit, list(items)
         self.sampler, self.seed, self.training = factors, seed, training
         self.model, self.device = frozen.model, frozen.model.device
+        self._runs = 0  # each forward draws its own dropout
 
     # -- the examples ------------------------------------------------------------------------------------------------
 
@@ -251,7 +252,8 @@ class Step:
             strength = None if own else strength  # a null of its own has no strength to be drawn
         above, below = self._read(read)
         numbers = [item.numbers[side] for side in sides for item in self.items]
-        per_row = {"strength": strength, "keys": self._keys(int(null), len(sides))}
+        self._runs += 1
+        per_row = {"strength": strength, "keys": self._keys(self._runs, len(sides))}
         if any(part.intervention.banked for part in edit.parts):
             per_row["rows"] = self.rows.repeat(len(sides))
         given = {name: value for name, value in per_row.items() if value is not None}

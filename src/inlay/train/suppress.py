@@ -29,5 +29,5 @@ def suppressing(edit: Edit) -> Edit:
         raise TrainError(
             "some of the Edit's interventions have a null of their own and some have none: train them apart"
         )
-    parts = [replace(part, intervention=nulls[id(part.intervention)]) for part in edit.parts]
+    parts = [replace(part, intervention=nulls[id(part.intervention)], strength=None) for part in edit.parts]
     return Edit.of(tuple(parts), edit.base)

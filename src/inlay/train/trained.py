@@ -20,7 +20,8 @@ class Trained:
         edit: the Edit; of many concepts one of Banks, whose row k + 1 is concept k's.
         concepts: their names, in the order of the rows; one empty name where a single Edit was trained.
         log: the rows of the run.
-        facts: settings, examples, steps, and what stopped early.
+        facts: settings, and of each concept its examples, its planned steps, after how many it `stopped`, its lowest
+            held-out loss, and whether it diverged.
     """
 
     edit: Edit
