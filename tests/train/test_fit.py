@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -24,7 +25,6 @@ from inlay.errors import FolderError, ResumeError, TrainError
 from inlay.train.adamw import RowAdamW
 from inlay.train.examples import Example
 from inlay.train.fit import fit, train_bank
-from inlay.train.loop import Loop
 from inlay.train.step import Step
 
 SETTINGS: dict[str, Any] = {"epochs": 3, "lr": 0.05, "batch": 3, "factors": [0.5, 1.0, 2.0], "weight_decay": 0.01}
@@ -326,6 +326,22 @@ def test_a_function_of_ones_own_is_the_same_in_another_process(tmp_path: Path) -
         fit(tiny.model(), added(), Mine(2.0), DATA["c"], out=tmp_path / "m", **SETTINGS)
 
 
+@pytest.mark.parametrize("room", [700, 1200], ids=["log", "checkpoint"])
+def test_a_full_disk_is_an_error_and_loses_nothing(room: int, tmp_path: Path) -> None:
+    options = {**SETTINGS, "save_every": 2}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))  # of each file
+        with pytest.raises(FolderError, match="log.jsonl" if room == 700 else "checkpoint"):
+            train_bank(tiny.model(), added(), Same(language), DATA, **options, out=tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    whole = train_bank(tiny.model(), added(), Same(language), DATA, **options, out=tmp_path / "whole")
+    again = train_bank(tiny.model(), added(), Same(language), DATA, **options, out=tmp_path / "run")
+    assert all(torch.equal(vector(again[concept]), vector(whole[concept])) for concept in DATA)
+    assert again.log.rows == whole.log.rows
+
+
 def test_groups_that_are_finished_are_not_trained_again(tmp_path: Path) -> None:
     options = {**SETTINGS, "out": tmp_path, "at_once": 1}
     with pytest.raises(KilledError):
@@ -585,7 +601,7 @@ def test_concepts_that_do_not_fit() -> None:
         found["d"]
 
 
-def test_a_loop_counts_its_steps() -> None:
-    seen: list[int] = []
-    fit(tiny.model(), added(), lambda step: (seen.append(step.size), language(step))[1], DATA["a"], max_steps=2)
-    assert sum(seen) == 7 and Loop.total is not None
+def test_no_more_steps_are_taken_than_wanted() -> None:
+    found = fit(tiny.model(), added(), language, DATA["a"], epochs=3, batch=3, max_steps=4)
+    assert [row["step"] for row in found.log.rows if "loss" in row] == [0, 1, 2, 3]
+    assert found.facts["concepts"][""]["stopped"] == 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -78,6 +79,9 @@ class RunLog:
                 self._file.writelines(json.dumps(row) + "\n" for row in new)
                 self._file.flush()
             except OSError as error:
+                with suppress(OSError):  # it would try again to write what did not fit
+                    self._file.close()
+                self._file = None
                 raise FolderError(f"{self.path} cannot be written: {error}") from error
         for row in new:
             for sink in self.sinks:
@@ -88,13 +92,20 @@ class RunLog:
         return [row["loss"] for row in self.rows if "loss" in row and concept in (None, row["concept"])]
 
     def close(self) -> None:
-        """Close the file, synchronised to the disk, and the sinks."""
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._file = None
+        """Close the sinks, and the file, synchronised to the disk.
+
+        Raises:
+            FolderError: the disk refuses.
+        """
         for sink in self.sinks:
             sink.close()
+        if self._file is not None:
+            file, self._file = self._file, None
+            try:
+                with file:
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise FolderError(f"{self.path} cannot be written: {error}") from error
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
