@@ -27,7 +27,7 @@ $(VENV)/.dev.stamp: pyproject.toml
 	@$(PIP) install -qq --editable '.[dev]'
 	@touch $@
 
-peers: $(VENV)/.peers.stamp ## install the libraries that inlay is compared with, for tests/peers and the benchmarks
+peers: $(VENV)/.peers.stamp ## install what inlay is compared with and quantised by, for tests/peers and the benchmarks
 
 $(VENV)/.peers.stamp: $(VENV)/.dev.stamp
 	@echo "peers: installing inlay[peers] into $(VENV)"

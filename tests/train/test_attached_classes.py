@@ -23,6 +23,8 @@ import inlay
 from inlay import Add, Edit
 from inlay.errors import FolderError, TrainError
 from inlay.train.attached import EditedModel
+from inlay.train.examples import Example
+from inlay.train.fit import fit
 
 CLASSES = 3
 FAMILIES = {
@@ -175,3 +177,10 @@ def test_a_classifier_is_loaded_from_its_folder(family: str, auto: Any, tmp_path
     batch = {name: value for name, value in collate(Marked(3, seed=4).rows).items() if name != "labels"}
     assert torch.equal(model.hf(**batch).logits, hf(**batch).logits)
     assert model.read([[8, 9, 10]], "resid_post.1").stack().shape[-1] == WIDTH
+
+
+@families
+def test_fit_says_who_trains_a_classifier(family: str) -> None:
+    model = inlay.load(classifier(family))
+    with pytest.raises(TrainError, match=r"scores of 3 classes .* EditedModel with train_head=True"):
+        fit(model, adapters(), "lm", [Example([1, 2, 3], [4, 5])], epochs=1)

@@ -80,13 +80,14 @@ def test_the_plan(tmp_path: Path) -> None:
     assert (plan.concepts, plan.examples, plan.sequences, plan.steps) == (1, 4, 8, 4)
     assert plan.parameters == model.width + 1 and plan.base == sum(p.numel() for p in model.base.parameters())
     assert plan.starts_at == "resid_post.3" and plan.blocks == (2, 6)
-    assert plan.state_bytes == plan.tokens * model.width * 4 and plan.train_bytes == 16 * (model.width + 1)
+    assert plan.store_bytes == plan.tokens * model.width * 4 + 4 * plan.sequences  # states, and RePS's log-probs
+    assert plan.train_bytes == 16 * (model.width + 1)
     said = str(plan)
     for part in ("8 distinct sequences", "from kept resid_post.3: 2 of 6 blocks", f"{model.width + 1} a concept"):
         assert part in said
     more = {"resume": False, "data": {**GOOD["data"], "concept": "about"}, "at_once": 1}
     plan = TrainConfig.read(written(tmp_path, more)).plan(model)
-    assert (plan.concepts, plan.at_once, plan.steps, plan.state_bytes) == (2, 1, 4, 0)
+    assert (plan.concepts, plan.at_once, plan.steps, plan.store_bytes) == (2, 1, 4, 4 * 4)  # log-probs alone
     assert "all 6 blocks" in str(plan) and "2, 1 at once" in str(plan)
 
 

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -543,17 +542,6 @@ def test_tensorboard_by_its_own_client(tmp_path: Path) -> None:
     events = board.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [event.value for event in events.Scalars("loss")] == pytest.approx(found.log.losses())
-
-
-def test_wandb_is_told_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside a stand-in with the two functions that are called, `init` and the run's `log` and `finish`."""
-    said: list[dict[str, Any]] = []
-    run = SimpleNamespace(log=said.append, finish=lambda: said.append({"finished": True}))
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **options: run))
-    found = fit(tiny.model(), added(), language, DATA["c"], log=["wandb"], **SETTINGS)
-    losses = [row["loss"] for row in said if "loss" in row]
-    assert losses == found.log.losses() and said[-1] == {"finished": True}
-    assert [row["train/step"] for row in said if "loss" in row] == [0, 1, 2]
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

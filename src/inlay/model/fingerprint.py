@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
@@ -80,15 +80,26 @@ def weights(model: Model) -> str:
     """
     found = hashlib.sha256()
     for parameter in model.base.parameters():
-        flat = parameter.detach().flatten()
-        found.update(said_of((str(flat.dtype), tuple(parameter.shape))))
-        if not flat.is_meta:  # offloaded
-            found.update(said_of(flat[:: max(1, len(flat) // 16)].float()))
+        found.update(said_of((str(parameter.dtype), tuple(parameter.shape))))
+        for flat in (plain.flatten() for plain in _plain(parameter.detach())):
+            if not flat.is_meta:  # offloaded
+                found.update(said_of(flat[:: max(1, len(flat) // 16)].float()))
     defaults: Any = getattr(model.base, "generation_config", None)
     chosen = None if defaults is None else {k: v for k, v in defaults.to_diff_dict().items() if "version" not in k}
     template = getattr(model.tokenizer, "chat_template", None)
     found.update(json.dumps([template, chosen], sort_keys=True, default=str).encode())
     return found.hexdigest()
+
+
+def _plain(tensor: Tensor) -> Iterator[Tensor]:
+    """A tensor, or of one of another class (quantised, sharded) the plain ones that it is made of."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        inner = getattr(tensor, name)
+        if isinstance(inner, Tensor):  # of a DTensor also its mesh is named
+            yield from _plain(inner)
 
 
 def said_of(value: Any) -> bytes:

@@ -52,6 +52,11 @@ def load(
     if isinstance(model, nn.Module):
         if kwargs or device_map is not None or quantization_config is not None or dtype != "auto":
             raise ModelError("a module that is already loaded takes no loading arguments; load it by name to use them")
+        if any(kind.__name__ == "FSDPModule" for one in model.modules() for kind in type(one).__mro__):
+            raise ModelError(
+                f"{type(model).__name__} is sharded already, and its Sites are found on whole weights: "
+                "model = inlay.load(hf) first, then fully_shard the blocks of hf"
+            )
         found = _tokenizer(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
         return Model(model, found, sites=sites, example=example, chat=chat)
     name = where = str(model)

@@ -32,6 +32,9 @@ class EditedModel(Unedited):
     For HF `Trainer`, TRL's `SFTTrainer` and `DPOTrainer`, `accelerate` and other code that wants a `PreTrainedModel`.
     For inlay's own objectives and many concepts at once use `inlay.train.fit`.
 
+    The base's blocks may be sharded over processes with `torch.distributed.fsdp.fully_shard`, between `inlay.load` and
+    this; the Edit is whole in each of them, and DistributedDataParallel or Trainer averages its gradients.
+
     While it is attached the base's weights are frozen. `detach`, or the end of `with EditedModel(...) as edited:`,
     gives the base back as it was: modes, `requires_grad`, dropout, configuration, checkpointing, head.
 
@@ -42,7 +45,7 @@ class EditedModel(Unedited):
             classifier; or the paths of the modules to train, such as `["classifier", "bert.pooler"]`.
 
     Raises:
-        TrainError: no Hugging Face model, or no head to train.
+        TrainError: no Hugging Face model, no head to train, or parameters to train that are sharded.
         SiteError, TokensError, EditError: the Edit does not fit the model.
     """
 
@@ -57,6 +60,7 @@ class EditedModel(Unedited):
         base = cast(Any, model.base)
         self._identity = model.identity()  # of the configuration before a trainer writes its token ids there
         self._head = disk.head(base, train_head)
+        disk.check_whole(self.edit, base, self._head)
         self._before: Before | None = Before(model.hf, base, self._head)
         decides = [leaf.tokens for part in edit.parts if part.when is not None for leaf in part.when.leaves()]
         tokens = [*(part.tokens for part in edit.parts), *decides]
@@ -260,7 +264,9 @@ class EditedModel(Unedited):
         Raises:
             EditError: a part lives only in memory.
             FolderError: the disk refuses.
+            TrainError: what is trained was sharded.
         """
+        disk.check_whole(self.edit, self.model.base, self._head)
         if not is_main_process:
             return
         folder = Path(save_directory).expanduser()

@@ -122,9 +122,18 @@ class Unedited(PreTrainedModel):
         """Whether a block's activations are recomputed in backward."""
         return bool(self.is_activation_checkpointing)
 
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """What DistributedDataParallel is not to broadcast: DTensors, of which each process has a shard."""
+        return [name for name, parameter in self.named_parameters() if hasattr(parameter, "placements")]
+
     def _get_name(self) -> str:
-        """The base's class: the Trainer's label smoothing knows by it whether labels are shifted."""
-        return type(self.model.base).__name__
+        """The base's class: the Trainer's label smoothing knows by it whether labels are shifted.
+
+        `fully_shard` puts one of its own making before it.
+        """
+        names = [kind.__name__ for kind in type(self.model.base).__mro__]
+        return names[names.index("FSDPModule") + 1] if "FSDPModule" in names else names[0]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model!r})"

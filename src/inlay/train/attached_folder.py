@@ -44,6 +44,21 @@ def head(base: Any, wanted: bool | Sequence[str]) -> dict[str, nn.Parameter]:
     return found
 
 
+def check_whole(edit: Edit, base: nn.Module, head: Mapping[str, nn.Parameter]) -> None:
+    """Check that one process can write what is trained.
+
+    Raises:
+        TrainError: some of it is sharded, a head also after it was taken: `fully_shard` makes parameters anew.
+    """
+    now = {f"head.{name}": base.get_parameter(name) for name in head}
+    for name, tensor in {**edit.state_dict(), **now}.items():
+        if hasattr(tensor, "placements"):
+            raise TrainError(
+                f"{name!r} is sharded, and one process writes what is trained: fully_shard blocks of the base before "
+                "making the EditedModel, neither the head that it trains nor the EditedModel itself"
+            )
+
+
 def load_state(mine: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Any:
     """Copy tensors by name into those that are there.
 

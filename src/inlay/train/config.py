@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_
 from inlay.errors import TrainError
 from inlay.interventions.edit import Edit
 from inlay.train.data import load_examples
-from inlay.train.examples import Example, encode
+from inlay.train.examples import Example
 from inlay.train.fit import fit, train_bank
+from inlay.train.job import Job, Setup
 from inlay.train.objectives import objective
 from inlay.train.parameterise import lora, reft, reft_r1, steering
 from inlay.train.plan import Plan, planned
@@ -180,27 +181,25 @@ class TrainConfig(_Strict):
         return found if isinstance(found, dict) else {"": found}
 
     def plan(self, model: Model) -> Plan:
-        """What the training will do and need; nothing is run.
+        """What the training will do and need. Nothing is trained; the objective runs once, on the longest example.
 
         Raises:
             InlayError: model, data and settings do not fit each other.
         """
-        data, goal = self.examples(self.data.path), self.goal()
-        sides = getattr(goal, "sides", ("chosen",))
-        more: Mapping[str, Any] = self.data.model_dump(include={"end", "max_tokens", "chat"})
-        rows = {
-            name: [row for some in encode(model, mine, sides, **more).values() for row in some]
-            for name, mine in data.items()
-        }
-        if self.data.held_out is not None:
-            for name, mine in self.examples(self.data.held_out).items():
-                rows[name] = [
-                    *rows[name],
-                    *(row for some in encode(model, mine, sides, **more).values() for row in some),
-                ]
-        counts = {name: len(mine) for name, mine in data.items()}
-        edit, recipe = self.edit(model), self.numbers()
-        return planned(model, edit, rows, counts, recipe, resume=self.resume, at_once=self.at_once)
+        data, held = self._rows()
+        setup = Setup(
+            self.goal(),
+            self.numbers(),
+            self.factors,
+            **self.data.model_dump(include={"end", "max_tokens", "chat"}),
+            **self.model_dump(include={"resume", "autocast", "at_once"}),
+        )
+        job = Job(model, setup, data, {name: held.get(name, []) for name in data})
+        return planned(job, self.edit(model))
+
+    def _rows(self) -> tuple[dict[str, list[Example]], dict[str, list[Example]]]:
+        """The examples and those held out, by concept."""
+        return self.examples(self.data.path), {} if self.data.held_out is None else self.examples(self.data.held_out)
 
     def run(self, model: Model, out: str | Path, progress: bool = False) -> Trained:
         """Train; `out` gets log, checkpoints and Edits, and a killed run goes on there.
@@ -208,8 +207,7 @@ class TrainConfig(_Strict):
         Raises:
             InlayError: as for `fit` and `train_bank`.
         """
-        data = self.examples(self.data.path)
-        held = {} if self.data.held_out is None else self.examples(self.data.held_out)
+        data, held = self._rows()
         options: dict[str, Any] = {
             **self.data.model_dump(include={"end", "max_tokens", "chat"}),
             **self.model_dump(

@@ -96,6 +96,11 @@ class Frozen:
         for number, hidden in zip(numbers, whole, strict=True):
             self._hidden[number] = hidden[: len(self.sequences[number].ids)].to(self.device, copy=True)
 
+    def kept(self) -> list[Tensor]:
+        """All that is kept: states, log-probs, activations."""
+        stores = (self._hidden, self._logps, *self._read.values())
+        return [tensor for store in stores for tensor in store.values()]
+
     def logps(self, numbers: Sequence[int]) -> Tensor:
         """The frozen model's log-probs of the responses, summed, float32 [R]; kept."""
         self.keep(numbers, logps=True)

@@ -123,7 +123,7 @@ def _tell(sink: Sink, row: Mapping[str, Any]) -> None:
     if numbers:
         sink.scalars(row["step"], numbers)
     if "preview" in row:
-        sink.text(row["step"], f"preview/{concept}", row["preview"])
+        sink.text(row["step"], f"preview/{concept}" if concept else "preview", row["preview"])
 
 
 class TensorBoard:
@@ -173,6 +173,8 @@ class WandB:
         except ImportError as error:
             raise ExtraError("log to Weights & Biases needs wandb: pip install wandb") from error
         self.run: Any = wandb.init(**options)
+        self.run.define_metric("train/step", hidden=True)
+        self.run.define_metric("*", step_metric="train/step")  # its own step counts calls of log, and never goes back
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """The numbers, at a step of their own axis: concepts may be behind one another."""

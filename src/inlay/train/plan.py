@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,12 +9,11 @@ from torch import nn
 
 from inlay.interventions.edit import Edit
 from inlay.model.inputs import Row
+from inlay.train.footprint import footprint
 from inlay.train.frozen import lowest, reach
-from inlay.train.order import Order
-from inlay.train.recipe import Recipe
 
 if TYPE_CHECKING:
-    from inlay.model.model import Model
+    from inlay.train.job import Job
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,11 @@ class Plan:
         tokens: of all of them.
         starts_at: the state that every forward starts from, `""` where it starts from the ids.
         blocks: blocks that a training forward runs, of all blocks.
-        state_bytes: what kept states need, of the largest group.
-        train_bytes: what the parameters, their gradients and moments need, of the largest group.
         base_bytes: what the model's weights need.
+        store_bytes: what is kept of the frozen model to the end, of the largest group: states below the Edit,
+            log-probs, and the activations that the objective compares with.
+        train_bytes: what the parameters, their gradients and moments need, of the largest group.
+        graph_bytes: what the largest forward of a step keeps for the backward.
     """
 
     concepts: int
@@ -48,13 +48,15 @@ class Plan:
     tokens: int
     starts_at: str
     blocks: tuple[int, int]
-    state_bytes: int
-    train_bytes: int
     base_bytes: int
+    store_bytes: int
+    train_bytes: int
+    graph_bytes: int
 
     def __str__(self) -> str:
         run, every = self.blocks
         together = f", {self.at_once} at once" if self.concepts > self.at_once else ""
+        memory = (self.base_bytes, self.store_bytes, self.train_bytes, self.graph_bytes)
         start = f"from kept {self.starts_at}: {run} of {every} blocks" if self.starts_at else f"all {every} blocks"
         return "\n".join(
             (
@@ -63,62 +65,57 @@ class Plan:
                 f"steps       {self.steps}",
                 f"parameters  {self.parameters} a concept, {100 * self.parameters / self.base:.4f} % of {self.base}",
                 f"forward     {start}",
-                f"memory      {_size(self.base_bytes)} weights, {_size(self.state_bytes)} kept states, "
-                f"{_size(self.train_bytes)} parameters, gradients and moments; beside these a forward and its graph",
+                f"memory      about {_size(sum(memory))}: {_size(memory[0])} weights, {_size(memory[1])} kept of the "
+                f"frozen model, {_size(memory[2])} parameters, gradients and moments, "
+                f"{_size(memory[3])} for a backward",
             )
         )
 
 
-def planned(
-    model: Model,
-    edit: Edit,
-    sequences: Mapping[str, Sequence[Row]],
-    counts: Mapping[str, int],
-    recipe: Recipe,
-    *,
-    resume: bool,
-    at_once: int,
-) -> Plan:
-    """The plan of a training.
+def planned(job: Job, start: Edit) -> Plan:
+    """The plan of a training. The objective is run on its longest example, to see what that keeps.
 
     Args:
-        model: the Model.
-        edit: what one concept trains.
-        sequences: every concept's sequences, of all sides.
-        counts: every concept's number of examples.
-        recipe: how.
-        resume: whether states below the Edit are kept.
-        at_once: how many concepts are trained together.
+        job: the Job.
+        start: what one concept trains.
+
+    Raises:
+        InlayError: model, Edit, objective and examples do not fit each other.
     """
-    cut = lowest(model, edit) if resume else None
-    names = list(counts)
-    groups = [names[i : i + at_once] for i in range(0, len(names), at_once)]
-    trained = sum(p.numel() for p in edit.parameters() if p.requires_grad)
-    base = list(model.base.parameters())
-    width = next((p.element_size() for p in base if p.is_floating_point()), 4)
-    kept = max(sum(len(row.ids) for row in {row for name in group for row in sequences[name]}) for group in groups)
-    every = {row for rows in sequences.values() for row in rows}
+    model, setup, recipe = job.model, job.setup, job.setup.recipe
+    cut = lowest(model, start) if setup.resume else None
     below = 0 if cut is None else (reach(model, cut) + 1) // 2
+    trained = sum(p.numel() for p in start.parameters() if p.requires_grad)
+    base = list(model.base.parameters())
+    sequences = {
+        name: {row for sides in (job.encoded[name], job.held[name]) for rows in sides.values() for row in rows}
+        for name in job.names
+    }
+    groups = [set().union(*(sequences[name] for name in group)) for group in job.groups]
+    steps = {name: job.learning(name, 0, job.frozen(start)).steps for name in job.names}
+    most = max(len(group) for group in job.groups)
+    one = footprint(job, start)
+    together = min(max(1, recipe.batch_tokens // one.padded), recipe.batch * recipe.accumulate * most)
     return Plan(
-        concepts=len(names),
-        at_once=min(at_once, len(names)),
-        examples=sum(counts.values()),
-        steps=sum(max(_steps(counts[name], recipe) for name in group) for group in groups),
+        concepts=len(job.names),
+        at_once=most,
+        examples=sum(len(data) for data in job.data.values()),
+        steps=sum(max(steps[name] for name in group) for group in job.groups),
         parameters=trained,
         base=sum(p.numel() for p in base),
-        sequences=len(every),
-        tokens=sum(len(row.ids) for row in every),
+        sequences=len(set().union(*groups)),
+        tokens=_tokens(set().union(*groups)),
         starts_at="" if cut is None else str(cut),
         blocks=(model.layers - below, model.layers),
-        state_bytes=0 if cut is None else kept * model.width * width,
-        train_bytes=4 * 4 * trained * max(len(group) for group in groups),
         base_bytes=sum(_bytes(p) for p in base),
+        store_bytes=round(one.store * max(map(_tokens, groups)) / one.tokens),
+        train_bytes=4 * 4 * trained * most,
+        graph_bytes=one.graph * together,
     )
 
 
-def _steps(count: int, recipe: Recipe) -> int:
-    order = Order.of(count, batch=recipe.batch, accumulate=recipe.accumulate, epochs=recipe.epochs, seed=recipe.seed)
-    return len(order.steps) if recipe.max_steps is None else min(recipe.max_steps, len(order.steps))
+def _tokens(rows: set[Row]) -> int:
+    return sum(len(row.ids) for row in rows)
 
 
 def _bytes(parameter: nn.Parameter) -> int:

@@ -47,9 +47,14 @@ def predicted(output: Output, rows: Sequence[Row], logits: bool = False) -> Pred
         logits: also give the logits.
 
     Raises:
-        TrainError: the logits do not cover the responses.
+        TrainError: the logits do not cover the responses, or are a classifier's.
     """
     every = output.logits
+    if every.ndim != 3:
+        raise TrainError(
+            f"the model gave scores of {every.shape[-1]} classes and predicts no tokens: train it, and its head, as an "
+            "EditedModel with train_head=True; fit trains it on objectives that read states alone (probe_bce)"
+        )
     slots = output.mask.shape[1]
     offset = slots - every.shape[1]
     if offset > min(row.prompt for row in rows) - 1:
