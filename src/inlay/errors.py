@@ -27,6 +27,10 @@ class InputError(InlayError):
     """The prompts are unusable: none, an empty one, or one longer than the model's context."""
 
 
+class TargetError(InputError):
+    """An answer or a target is no token of the model, or there is another number of them than of prompts."""
+
+
 class TemplateError(InputError):
     """A chat was given, and the tokenizer has no usable chat template for it."""
 

@@ -26,7 +26,7 @@ from inlay.causal import (
     normalised,
     patch_grid,
 )
-from inlay.errors import CausalError, InputError, ModelError, SiteError, TokensError
+from inlay.errors import CausalError, InputError, ModelError, SiteError, TargetError, TokensError
 from inlay.model import patch, span
 
 BASE: list[list[int]] = [[5, 9, 17, 33, 2], [40, 3], [8, 60, 7]]
@@ -273,7 +273,7 @@ def test_what_makes_no_grid() -> None:
         grid(sites="mlp_out.7")
     with pytest.raises(CausalError, match="direction='restore'"):
         grid(direction="restore")
-    with pytest.raises(CausalError, match="3 answers for 1 pairs"):
+    with pytest.raises(TargetError, match="3 answers for 1 prompts"):
         grid(base=BASE[:1], source=SOURCE[:1])
     with pytest.raises(InputError, match="empty"):
         grid(base=[], source=[])

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 import inlay
 from inlay import Edit, Swap
 from inlay.causal import CausalModel, Counterfactual, counterfactuals, iit_loss, iit_training, interchange_accuracy
-from inlay.errors import CausalError, InputError, TokensError
+from inlay.errors import CausalError, InputError, TargetError, TokensError
 
 BASES, ONE, OTHER = tiny.RAGGED, tiny.OTHER, tiny.EVEN
 ROWS = [
@@ -110,7 +110,7 @@ def test_what_does_not_fit() -> None:
         iit_loss(model, [], "resid_post.1")
     with pytest.raises(CausalError, match="row 1 sets 'y'"):
         iit_loss(model, ROWS, "resid_post.1", dims={"x": [0]})
-    with pytest.raises(CausalError, match="99 is no token"):
+    with pytest.raises(TargetError, match="99 is no token"):
         iit_loss(model, [Counterfactual([1], ([2],), ("x",), 99, 0)], "resid_post.1")
     with pytest.raises(InputError):
         iit_loss(model, [Counterfactual([], ([2],), ("x",), 9, 0)], "resid_post.1")

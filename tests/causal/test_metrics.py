@@ -20,9 +20,8 @@ from inlay.causal.metrics import (
     logit_difference,
     normalised,
     probability,
-    token_ids,
 )
-from inlay.errors import CausalError, ModelError
+from inlay.errors import CausalError, TargetError
 
 PAIR = [0, 0, 2, 1, 2]
 ANSWERS = [[3, 5], 7, [1]]
@@ -119,24 +118,9 @@ def test_functions_that_give_something_else(model: inlay.Model, logits: Tensor, 
         Metric.of(made).bind(model, ends)(logits, torch.tensor(PAIR))
 
 
-def test_ids_of_texts(model: inlay.Model) -> None:
-    assert token_ids(model, "w7", 3) == [[7], [7], [7]]
-    assert token_ids(model, 5, 2) == [[5], [5]]
-    assert token_ids(model, ["w1", 2], 2) == [[1], [2]]
-    assert token_ids(model, [["w1", "w3"], [4]], 2) == [[1, 3], [4]]
-
-
 def test_answers_that_do_not_fit(model: inlay.Model, ends: Ends) -> None:
-    with pytest.raises(CausalError, match=r"'w3 w4' is 2 tokens .*\['w3', 'w4'\]"):
-        token_ids(model, "w3 w4", 1)
-    with pytest.raises(CausalError, match="2 answers for 3 pairs"):
-        token_ids(model, [1, 2], 3)
-    with pytest.raises(CausalError, match="answer of pair 1 is empty"):
-        token_ids(model, [1, []], 2)
-    with pytest.raises(CausalError, match="the answer 10 is no token: the model has ids from 0 to 9"):
+    with pytest.raises(TargetError, match="the answer 10 is no token: the model has ids from 0 to 9"):
         probability([1, 2, 10]).bind(model, ends)
-    with pytest.raises(ModelError, match="'w3' is text, and the model has no tokenizer"):
-        token_ids(tiny.model(num_hidden_layers=1), "w3", 1)
     with pytest.raises(CausalError, match="metric='kl'"):
         Metric.of("kl")
 

@@ -16,7 +16,7 @@ import inlay
 from inlay import Boundless, Edit, LowRank, Skip, Source, Swap, When
 from inlay.causal import Counterfactual
 from inlay.causal.stored_runs import StoredRuns, grouped
-from inlay.errors import CausalError, ModelError, SiteError, TokensError
+from inlay.errors import CausalError, ModelError, SiteError, TargetError, TokensError
 
 BASES = [[5, 9, 17, 33, 2], [40, 3, 21], [8, 8, 60, 7, 11, 30, 4], [12, 50], [40, 3, 21], [5, 9, 17]]
 ONE = [[31, 22, 13], [55, 6, 7, 18, 9], [19, 20], [3, 14, 15, 9], [19, 20], [55, 6, 7, 18, 9]]
@@ -227,7 +227,7 @@ def test_what_does_not_fit() -> None:
         grouped([], ["x"])
     with pytest.raises(CausalError, match="row 1 sets 'y', and only x has a place"):
         StoredRuns(model, ROWS, {"x": edit})
-    with pytest.raises(CausalError, match="64 is no token"):
+    with pytest.raises(TargetError, match="64 is no token"):
         StoredRuns(model, [Counterfactual([1], ([2],), ("x",), 64, 0)], {"x": edit})
     with pytest.raises(ModelError, match="text, and the model has no tokenizer"):
         StoredRuns(model, [Counterfactual([1], ([2],), ("x",), "yes", 0)], {"x": edit})

@@ -14,7 +14,7 @@ from torch import Tensor
 import inlay
 from inlay import Edit, Noise, Source, Swap
 from inlay.causal import Grid, causal_trace
-from inlay.errors import CausalError, TokensError
+from inlay.errors import CausalError, TargetError, TokensError
 from inlay.model import patch, span
 
 PROMPTS: list[list[int]] = [[5, 9, 17, 33, 2], [40, 3, 21], [8, 8, 60, 7, 11, 30]]
@@ -209,10 +209,11 @@ def test_what_cannot_be_traced() -> None:
         ({"window": 0}, "draws=3 and window=0 must be at least 1"),
         ({"severed": "mlp_out"}, "severed='mlp_out' is also restored"),
         ({"kinds": ("z",)}, r"z\.0 is made of heads"),
-        ({"answer": [1, 2]}, "2 answers for 3 pairs"),
     ):
         with pytest.raises(CausalError, match=message):
             trace(m, **options)
+    with pytest.raises(TargetError, match="2 answers for 3 prompts"):
+        trace(m, answer=[1, 2])
     with pytest.raises(TokensError, match="out of range in row 1"):
         causal_trace(m, PROMPTS, 4, noise=NU)
     with pytest.raises(TokensError, match="has no tokenizer"):

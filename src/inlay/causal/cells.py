@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from inlay.causal.columns import Columns, Rows
-from inlay.causal.last_logits import last_logits
 from inlay.causal.stored import Hold, Patch
 from inlay.interventions.edit import Edit, Part
+from inlay.model.last_logits import last_logits
 from inlay.model.resume import States
 from inlay.model.sites import Site
 from inlay.model.tokens import Tokens

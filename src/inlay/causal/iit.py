@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from inlay.causal.counterfactuals import Counterfactual
-from inlay.causal.last_logits import last_logits
 from inlay.causal.stored_runs import grouped, label_ids
 from inlay.interventions.base import Dims
 from inlay.interventions.edit import Edit
 from inlay.interventions.from_source import Swap
 from inlay.interventions.source import Source
 from inlay.model.inputs import Row
+from inlay.model.last_logits import last_logits
 from inlay.model.restored import restored
 from inlay.model.sites import Site
 from inlay.model.tokens import Tokens

@@ -13,18 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inlay.causal.answers import answer_table
-from inlay.causal.selected import Selected, token_text
+from inlay.causal.selected import Selected
 from inlay.causal.tail import check_edit, last_site, residual_sites, tail_logits
 from inlay.errors import CausalError
+from inlay.model.answers import answer_table
+from inlay.model.chosen import token_text
 from inlay.model.sites import Site
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from inlay.causal.labelled import Grid
-    from inlay.causal.metrics import Answer
     from inlay.causal.tuned_lens import TunedLens
+    from inlay.model.answers import Answer
     from inlay.model.model import Model
 
 AT_ONCE = 512  # positions whose logits are in memory

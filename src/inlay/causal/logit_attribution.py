@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from inlay.causal.answers import answer_table
 from inlay.causal.frozen_norm import FrozenNorm
 from inlay.causal.frozen_tail import FrozenTail
 from inlay.causal.selected import Selected
 from inlay.causal.tail import check_edit, last_site
 from inlay.errors import CausalError, SiteError
+from inlay.model.answers import answer_table
 from inlay.model.sites import Site
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inlay.causal.columns import Columns, Rows
 from inlay.causal.metrics import Ends, Measure
-from inlay.causal.selected import token_text
+from inlay.model.chosen import token_text
 
 if TYPE_CHECKING:
     from inlay.causal.labelled import Grid

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from inlay.errors import CausalError, ModelError
+from inlay.errors import CausalError
+from inlay.model.answers import Answer, id_table, token_ids
 
 if TYPE_CHECKING:
     from inlay.causal.columns import Rows
     from inlay.model.model import Model
 
-Answer = str | int | Sequence[str | int]
 Measure = Callable[[Tensor, Tensor], Tensor]
 Direction = Literal["denoise", "noise"]
 
@@ -221,48 +221,3 @@ class _Choices:
         """Whether a token is one of the ids, bool [rows]."""
         ids, _ = self._at(token.device, pair)  # what pads them repeats the first
         return (ids == token[:, None]).any(1)
-
-
-def token_ids(model: Model, answers: Answer | Sequence[Answer], total: int) -> list[list[int]]:
-    """The ids of each of `total` pairs' answers, see `logit_difference`.
-
-    Raises:
-        CausalError: a text is no single token, or there is another number of answers than of pairs.
-        ModelError: a text is given, and the model has no tokenizer.
-    """
-    if isinstance(answers, (str, int)):
-        return [[_id(model, answers)]] * total
-    if len(answers) != total:
-        raise CausalError(f"{len(answers)} answers for {total} pairs: give one for all of them, or one for each")
-    each = [[one] if isinstance(one, (str, int)) else list(one) for one in answers]
-    if not all(each):
-        raise CausalError(f"the answer of pair {each.index([])} is empty: give at least one token")
-    return [[_id(model, token) for token in one] for one in each]
-
-
-def id_table(each: Sequence[Sequence[int]], vocabulary: int) -> tuple[Tensor, Tensor]:
-    """Answers of several ids as a table int64 [n, m], rows filled up with their first id, and bool [n, m]: which are.
-
-    Raises:
-        CausalError: an id is no token.
-    """
-    if bad := [i for ids in each for i in ids if not 0 <= i < vocabulary]:
-        raise CausalError(f"the answer {bad[0]} is no token: the model has ids from 0 to {vocabulary - 1}")
-    most = max(map(len, each))
-    table = torch.tensor([[*ids, *[ids[0]] * (most - len(ids))] for ids in each])
-    return table, torch.arange(most) < torch.tensor([[len(ids)] for ids in each])
-
-
-def _id(model: Model, answer: str | int) -> int:
-    if isinstance(answer, int):
-        return answer
-    if model.tokenizer is None:
-        raise ModelError(f"the answer {answer!r} is text, and the model has no tokenizer: give its id")
-    ids = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1:
-        pieces = [model.encoder.decode([i]) for i in ids]
-        raise CausalError(
-            f"the answer {answer!r} is {len(ids)} tokens for this tokenizer, {pieces}; give one token, as it is "
-            "written there (often with a space in front), or its id"
-        )
-    return int(ids[0])

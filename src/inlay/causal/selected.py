@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inlay.model.frame import Prompt
+from inlay.model.chosen import chosen_slots, token_text
 from inlay.model.inputs import pad
-from inlay.model.tokens import Tokens
 
 if TYPE_CHECKING:
     from inlay.causal.labelled import Grid
@@ -43,14 +42,10 @@ class Selected:
     def of(cls, model: Model, prompts: Any, tokens: Any, acts: Activations, reading: Mapping[str, Any]) -> Selected:
         """The positions of `model.read(prompts, ..., tokens, **reading)`, which gave `acts`."""
         batch = pad(model.encoder.rows(prompts, reading.get("responses"), reading.get("chat")), 0, torch.device("cpu"))
-        rows, slots = batch.ids.shape
-        prompt = Prompt(rows, slots, batch.ids.device, batch.mask.bool(), batch.prompt, batch.ids)
-        prompt.resolve([Tokens.parse(tokens)], model.text)
-        table = prompt.tables[0]
-        chosen = prompt.part("all") if table is None else table
-        k = int(chosen.sum(1).max())
-        where_nk = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)[:, :k]
-        real_nk = chosen.gather(1, where_nk)
+        picked = chosen_slots(model, batch, tokens)
+        k = int(picked.sum(1).max())
+        where_nk = (~picked).to(torch.uint8).argsort(dim=1, stable=True)[:, :k]
+        real_nk = picked.gather(1, where_nk)
         ids_nk = batch.ids.gather(1, where_nk)
         texts = [
             [token_text(model, i) if real else "" for i, real in zip(ids, mask, strict=True)]
@@ -101,8 +96,3 @@ class Selected:
         at |= {key: (dims, value) for key, value in label.items()} | dict(coords)
         attrs = {"long_name": name, **({"units": units} if units else {})}
         return Grid(whole, dims=(*dims, *coords), coords=at, attrs=attrs)
-
-
-def token_text(model: Model, token: int) -> str:
-    """A token as text; its id where the model has no tokenizer."""
-    return str(token) if model.tokenizer is None else model.encoder.decode([token])

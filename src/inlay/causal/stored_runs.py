@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from inlay.causal.answers import answer_table
 from inlay.causal.cells import WHOLE, start_of
 from inlay.causal.counterfactuals import Counterfactual
-from inlay.causal.last_logits import last_logits
 from inlay.errors import CausalError
 from inlay.interventions.base import Intervention
 from inlay.interventions.edit import Edit, Part
 from inlay.interventions.from_source import Swap
 from inlay.interventions.source import Source
 from inlay.model.activations import Activations
+from inlay.model.answers import answer_table
 from inlay.model.inputs import Batch, Row, pad, plan_batches
+from inlay.model.last_logits import last_logits
 from inlay.model.resume import States
 from inlay.model.running import expanded
 from inlay.model.sites import Site

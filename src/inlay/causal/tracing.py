@@ -16,12 +16,13 @@ from inlay.causal.cells import WHOLE, Base, Cells, Writes, by_head, run_cells
 from inlay.causal.columns import Columns, Rows, about_how_many, batches, chosen, columns
 from inlay.causal.layout import Layout, layer_of
 from inlay.causal.measured import Piece, together
-from inlay.causal.metrics import Answer, Ends, probability, token_ids
-from inlay.causal.selected import token_text
+from inlay.causal.metrics import Ends, probability
 from inlay.errors import CausalError
 from inlay.interventions.bank import Bank
 from inlay.interventions.closed_form import Noise
 from inlay.interventions.edit import Edit
+from inlay.model.answers import Answer, token_ids
+from inlay.model.chosen import token_text
 from inlay.model.tokens import span
 
 if TYPE_CHECKING:

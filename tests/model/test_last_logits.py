@@ -11,7 +11,7 @@ from tests.causal import planted
 from tests.interventions import tiny
 
 import inlay
-from inlay.causal.last_logits import last_logits
+from inlay.model.last_logits import last_logits
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
