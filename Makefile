@@ -89,6 +89,7 @@ bench: venv ## run the benchmarks
 	@$(PY) benchmarks/directions.py
 	@$(PY) benchmarks/causal.py
 	@$(PY) benchmarks/train.py
+	@$(PY) benchmarks/attribute.py
 
 clean: ## remove caches and build outputs; the virtual environment stays
 	@rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -36,7 +36,7 @@ def title(work: str, size: str, shape: tuple[int, int], layers: list[int] | None
     return f"{size}, {shape[0]} x {shape[1]} tokens: {work}{where[layers and len(layers)]}"
 
 
-def llama(size: str, attention: str = "sdpa") -> Any:
+def llama(size: str, attention: str = "sdpa", positions: int = 512) -> Any:
     """A 12-layer Llama in float32, eval mode, with the same random weights in every process.
 
     No token ends a generation, so that all generations have the same length.
@@ -46,7 +46,7 @@ def llama(size: str, attention: str = "sdpa") -> Any:
     torch.manual_seed(0)
     config = LlamaConfig(
         num_hidden_layers=LAYERS,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         attn_implementation=attention,
         bos_token_id=None,
         eos_token_id=None,

@@ -6,23 +6,20 @@ python train_memory.py whole pyreft d768
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import memory
 import torch
 import train_peers
 import train_step
-from torch import Tensor, nn
 
 STEPS, SHAPES = 3, ((1024, 4), (4096, 8))
 WHOLE = "d768"
@@ -64,13 +61,13 @@ def module(kind: str, width: int, rank: int) -> dict[str, float]:
         train_step.made(kind, 8, 2), *torch.randn(2, 1, 1, 8)
     )()  # imports, and torch's own first use
     h, back = train_step.positions(width)
-    with _peak() as peak:
+    with memory.peak() as peak:
         made = train_step.made(kind, width, rank)
         step = train_peers.module_step(made, h, back)
         for _ in range(STEPS):
             step()
     own = [*made.parameters(), *made.buffers()]
-    with _saved() as saved:
+    with memory.saved() as saved:
         step()
     return {"state": sum(t.numel() * t.element_size() for t in own), "saved": saved(), "peak": peak()}
 
@@ -78,44 +75,12 @@ def module(kind: str, width: int, rank: int) -> dict[str, float]:
 def whole(kind: str, size: str) -> dict[str, float]:
     """Bytes of training steps of a model: what a forward saves, and the peak above model and modules."""
     run: Callable[[], float] = train_step.whole_step(kind, size)
-    with _peak() as peak:
+    with memory.peak() as peak:
         for _ in range(STEPS):
             run()
-    with _saved() as saved:
+    with memory.saved() as saved:
         run()
     return {"saved": saved(), "peak": peak()}
-
-
-@contextmanager
-def _saved() -> Iterator[Callable[[], float]]:
-    """The bytes that forwards inside the `with` save for their backward, each storage once, without module state."""
-    state = [one for one in gc.get_objects() if issubclass(type(one), nn.Module)]
-    tensors = [tensor for one in state for tensor in (*one.parameters(False), *one.buffers(False))]
-    known = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-    found: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield lambda: float(sum(found.values()))
-
-
-@contextmanager
-def _peak() -> Iterator[Callable[[], float]]:
-    """The most bytes resident inside the `with`, above what was there at its start; Linux alone."""
-    Path("/proc/self/clear_refs").write_text("5")
-    before, found = _status("VmRSS"), []
-    yield lambda: found[0]
-    found.append(_status("VmHWM") - before)
-
-
-def _status(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def main(what: str, kind: str, *sizes: str) -> None:

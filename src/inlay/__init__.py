@@ -12,7 +12,7 @@ from inlay import errors
 from inlay._version import __version__
 
 if TYPE_CHECKING:
-    from inlay import bench, causal, directions, judges, train, world
+    from inlay import attribute, bench, causal, directions, judges, train, world
     from inlay.interventions import (
         RED,
         SAE,
@@ -116,7 +116,7 @@ _HOMES = {
         "to_peft",
     ),
 }
-_ROOMS = ("bench", "causal", "directions", "judges", "train", "world")
+_ROOMS = ("attribute", "bench", "causal", "directions", "judges", "train", "world")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -168,6 +168,7 @@ __all__ = [
     "When",
     "Zero",
     "__version__",
+    "attribute",
     "bench",
     "causal",
     "directions",

@@ -31,6 +31,10 @@ class TargetError(InputError):
     """An answer or a target is no token of the model, or there is another number of them than of prompts."""
 
 
+class BaselineError(InputError):
+    """What a token is held against is no token, or no embedding that fits."""
+
+
 class TemplateError(InputError):
     """A chat was given, and the tokenizer has no usable chat template for it."""
 
@@ -53,6 +57,24 @@ class DirectionError(InlayError):
 
 class CausalError(InlayError):
     """A causal model, its data, or what is asked of a causal analysis is not what it should be."""
+
+
+class RuleError(InlayError):
+    """A backward rule is unknown, cannot act on a part of this model, or stands where it does not fit."""
+
+
+class RuleNotApplied(RuleError):  # noqa: N818
+    """A backward rule was in force and hit nothing.
+
+    Attributes:
+        rule: its name.
+        family: the model's family.
+        seen: the classes of the modules that it looked at.
+    """
+
+    def __init__(self, message: str, rule: str = "", family: str = "", seen: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.rule, self.family, self.seen = rule, family, seen
 
 
 class TrainError(InlayError):

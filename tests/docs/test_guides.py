@@ -131,6 +131,15 @@ def training(names: dict[str, Any]) -> None:
     assert names["own"].log.losses()
 
 
+def attribution(names: dict[str, Any]) -> None:
+    texts, values = zip(*names["scores"].row(0), strict=True)
+    assert texts[max(range(len(values)), key=values.__getitem__)] == "otto", "the one who gets the key"
+    assert names["heads"]["z.0"].shape[-1] == 4 and names["neurons"].level == "unit"
+    fired = names["fired"]
+    assert fired.quantity == "projection" and float(fired.m_clean[0]) > float(fired.m_baseline[0])
+    assert torch.equal(names["output"].logits, names["model"].forward(names["prompt"], chat=False).logits)
+
+
 def trainers(names: dict[str, Any]) -> None:
     losses = [row["loss"] for row in names["trainer"].state.log_history if "loss" in row]
     assert len(losses) == 8 and losses[-1] < losses[0]
@@ -152,6 +161,7 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "training-and-compile": training_and_compile,
     "trainers": trainers,
     "training": training,
+    "attribution": attribution,
     "custom-models": custom_models,
     "quickstart": lambda names: None,
     "world": world,

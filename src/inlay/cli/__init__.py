@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from inlay._version import __version__
+from inlay.cli.attribute import attribute
 from inlay.cli.bench import app as bench
 from inlay.cli.generate import generate
 from inlay.cli.read import read
@@ -19,6 +20,7 @@ app.command()(sites)
 app.command()(read)
 app.command()(generate)
 app.command()(train)
+app.command()(attribute)
 app.add_typer(bench, name="bench")
 app.add_typer(world, name="world")
 

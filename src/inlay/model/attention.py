@@ -2,7 +2,8 @@
 
 No module holds these tensors, so a run that touches them switches the model's attention implementation to the function
 below for as long as it stands. It calls the family's own eager attention, whose results it therefore equals bit for
-bit.
+bit. The same switch lets a rule stand around the model's own attention function, whichever that is, to give it another
+gradient.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +22,36 @@ _lock = threading.RLock()
 _switched: dict[int, tuple[int, list[tuple[Any, Any]]]] = {}
 
 
+Inside = Callable[[str, Tensor], Tensor]
+Attend = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+class Rule(Protocol):
+    """What stands around the attention functions of one model."""
+
+    def owns(self, module: nn.Module) -> bool:
+        """Whether an attention module is one of its model's."""
+        ...
+
+    def attend(self, own: Attend, *inputs: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """What `own(module, query, key, value, mask, **kwargs)` gives, with the rule's gradient."""
+        ...
+
+    def attend_open(self, eager: Attend, *inputs: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """The same where the pattern is a Site: the output is a function of the pattern that is returned."""
+        ...
+
+
 class _Watching(threading.local):
-    """The attention modules of this thread that are running under a run with Sites inside them, innermost last."""
+    """What stands in this thread: runs with Sites inside attention modules, and rules around them, innermost last."""
 
     def __init__(self) -> None:
         self.open = 0
         self.stack: list[tuple[nn.Module, Inside]] = []
+        self.rules: list[Rule] = []
 
 
 _watching = _Watching()
-
-Inside = Callable[[str, Tensor], Tensor]
 
 
 @contextmanager
@@ -53,6 +74,20 @@ def opened() -> Iterator[None]:
         _watching.open -= 1
 
 
+@contextmanager
+def ruled(rule: Rule) -> Iterator[None]:
+    """While this stands, attention in this thread goes through `rule` wherever its model was switched on."""
+    _watching.rules.append(rule)
+    try:
+        yield
+    finally:
+        _watching.rules.remove(rule)
+
+
+def _rule_on(module: nn.Module) -> Rule | None:
+    return next((rule for rule in reversed(_watching.rules) if rule.owns(module)), None)
+
+
 def _attention(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """The attention function of a switched model whose implementation was `original`."""
 
@@ -64,6 +99,8 @@ def _attention(original: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         eager = sys.modules[type(module).__module__].eager_attention_forward
         if not _watching.open:
             own: Any = eager if original == "eager" else ALL_ATTENTION_FUNCTIONS[original]
+            if rule := _rule_on(module):
+                return rule.attend(own, module, query, key, value, attention_mask, **kwargs)
             output, pattern = own(module, query, key, value, attention_mask, **kwargs)
             return output, pattern
         return _open_attention(eager, module, query, key, value, attention_mask, **kwargs)
@@ -97,15 +134,20 @@ def _open_attention(
     insides = [inside for owner, inside in _watching.stack if owner is module]
     for inside in insides:
         query, key = inside("query", query), inside("key", key)
-    output, pattern = eager(module, query, key, value, attention_mask, **kwargs)
+    rule = _rule_on(module)
+    attend: Any = eager if rule is None else partial(rule.attend_open, eager)
+    output, pattern = attend(module, query, key, value, attention_mask, **kwargs)
     edited = pattern
     for inside in insides:
         edited = inside("pattern", edited)
-    if edited is not pattern:
-        groups = query.shape[1] // value.shape[1]
-        values = value if groups == 1 else value.repeat_interleave(groups, 1)
-        output = torch.matmul(edited, values).transpose(1, 2).contiguous()
-    return output, edited
+    return output if edited is pattern else mixed(edited, value), edited
+
+
+def mixed(pattern: Tensor, value: Tensor) -> Tensor:
+    """The attention output [R, T, H, hd] of a pattern [R, H, T, S] and values [R, KV, S, hd]."""
+    groups = pattern.shape[1] // value.shape[1]
+    values = value if groups == 1 else value.repeat_interleave(groups, 1)
+    return torch.matmul(pattern, values).transpose(1, 2).contiguous()
 
 
 def _mask(original: str) -> Callable[..., Any]:

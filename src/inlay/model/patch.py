@@ -135,6 +135,11 @@ def lift(module: nn.Module, name: str, layer: Layer) -> None:
             del _shadows[key]
 
 
+def shadowed(module: nn.Module, name: str) -> bool:
+    """Whether a layer stands around `module.name`, in any thread."""
+    return (id(module), name) in _shadows
+
+
 def standing() -> int:
     """How many methods are shadowed right now, over all models (0 when no run is in force)."""
     return len(_shadows)

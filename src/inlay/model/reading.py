@@ -177,7 +177,7 @@ def _read_batch(
     with torch.enable_grad():
         output = model.run_batch(run, batch)
         loss = grads(output) if callable(grads) else _next_token_loss(output, batch.ids, batch.mask, batch.prompt)
-        return _with_gradients(run, loss)
+        return with_gradients(run, loss)
 
 
 def _next_token_loss(output: Output, ids: Tensor, mask: Tensor, prompt: Tensor | None) -> Tensor:
@@ -188,7 +188,12 @@ def _next_token_loss(output: Output, ids: Tensor, mask: Tensor, prompt: Tensor |
     )
 
 
-def _with_gradients(run: Run, loss: Tensor) -> Activations:
+def with_gradients(run: Run, loss: Tensor) -> Activations:
+    """What a run with `grads=True` read in its last forward, with the gradients of a number that the forward gave.
+
+    Raises:
+        SiteError: no gradient reaches a Site.
+    """
     wholes = [taken[-1].whole for taken in run.taken]
     for want, whole in zip(run.wants, wholes, strict=True):
         if whole is None or not whole.requires_grad:
