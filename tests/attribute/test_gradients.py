@@ -88,6 +88,7 @@ def test_smoothed_gradients(model: inlay.Model) -> None:
     assert torch.equal(noisy[0], noisy[1]) and not torch.equal(noisy[0], noisy[2])
 
 
+@pytest.mark.slow
 def test_random_points_of_the_path_have_the_integral_as_their_mean(model: inlay.Model) -> None:
     rows = [tiny.RAGGED[3]]
     draws = torch.stack(

@@ -66,6 +66,7 @@ def test_integrated_gradients(model: inlay.Model, rule: Any, theirs: str) -> Non
         close(found[row], peer.sum(-1))
 
 
+@pytest.mark.slow
 def test_conductance(model: inlay.Model) -> None:
     """Captum takes each step's gradient at one end, and inlay the mean of both: they meet as steps get small."""
     row, layer = 0, model.hf.model.layers[1] if hasattr(model.hf, "model") else model.hf.transformer.h[1]

@@ -87,8 +87,8 @@ class RuleReport:
         """
         if not self.forwards:
             raise RuleNotApplied(
-                f"{self.rules.name} hit nothing in this {self.family} model: no forward of it ran in this thread inside "
-                "the context; run the model inside, and enter the context anew in every thread",
+                f"{self.rules.name} hit nothing in this {self.family} model: no forward of it ran in this thread "
+                "inside the context; run the model inside, and enter the context anew in every thread",
                 self.rules.name,
                 self.family,
             )

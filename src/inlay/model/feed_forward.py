@@ -19,6 +19,7 @@ from inlay.model.passes import Stop
 
 _grown: weakref.WeakKeyDictionary[nn.Module, dict[Any, float]] = weakref.WeakKeyDictionary()
 
+_NONE = (nn.modules.dropout._DropoutNd, nn.Identity, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _LAST = (*names.DOWN, "output_linear", "wo")
 EXPERTS, SHARED_GATE = "experts", "shared_expert_gate"
 
@@ -93,9 +94,7 @@ def activations(module: nn.Module) -> dict[str, nn.Module]:
     found = {}
     for name, child in module.named_children():
         leaf = not any(True for _ in child.children())
-        other = (
-            isinstance(child, (nn.modules.dropout._DropoutNd, nn.Identity)) or "norm" in type(child).__name__.lower()
-        )
+        other = isinstance(child, _NONE) or "norm" in type(child).__name__.lower()
         weightless = not any(True for _ in child.parameters())
         if leaf and not other and (weightless or name in names.ACTIVATION):
             found[name] = child
