@@ -75,7 +75,7 @@ def _memory(only: str) -> list[str]:
     for size, lengths in sections.SHAPES.items():
         if only and only not in size:
             continue
-        for kind in (sections.FLOOR, sections.GIM, sections.GRAD):
+        for kind in (sections.FLOOR, sections.RULES, sections.GIM):
             told = []
             for length in lengths:
                 command = [sys.executable, __file__, "--memory", kind, size, str(length)]

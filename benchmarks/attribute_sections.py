@@ -13,13 +13,14 @@ from random_llama import ids, llama, title
 from torch import Tensor
 
 import inlay
-from inlay.attribute import tokens
+from inlay.attribute import backward_rules, tokens
 
 POINTS = 20
 SHAPES = {"d768": (128, 512), "d64": (128, 512, 2048)}
 SHARE = {("d768", 512): 0.1, ("d64", 2048): 0.1, ("d768", 128): 0.25}  # of the 20 points, where all take too long
 TARGET, BASELINE = 7, 3
-FLOOR, GIM, GRAD = "plain HF, forward and backward", "inlay, gim", "inlay, gradient x input"
+FLOOR, RULES = "plain HF, forward and backward", "the same inside backward_rules(gim)"
+GIM, GRAD = "inlay, gim", "inlay, gradient x input"
 IG, CAPTUM = f"inlay, ig, {POINTS} points", f"captum, IntegratedGradients, {POINTS} points"
 TWICE, FASTER = 2.0, 8.0
 
@@ -61,6 +62,13 @@ def case(kind: str, size: str, length: int, share: float = 1.0) -> Callable[[], 
     if kind in (FLOOR, CAPTUM):
         return plain if kind == FLOOR else captum
     model = inlay.load(hf)
+
+    def ruled() -> Tensor:
+        with backward_rules(model, "gim"):
+            return plain()
+
+    if kind == RULES:
+        return ruled
     options: dict[str, Any] = (
         {"method": "ig", "n": points} if kind == IG else {"method": "gim" if kind == GIM else "grad"}
     )
@@ -71,14 +79,16 @@ def case(kind: str, size: str, length: int, share: float = 1.0) -> Callable[[], 
 
 def _section(size: str, length: int, name: str) -> Section:
     share = SHARE.get((size, length), 1.0)
-    kinds = [FLOOR, GIM, GRAD, IG, *([CAPTUM] if has_captum() else [])]
+    kinds = [FLOOR, RULES, GIM, GRAD, IG, *([CAPTUM] if has_captum() else [])]
     calls = {kind: case(kind, size, length, share) for kind in kinds}
     _close(calls[GRAD](), calls[FLOOR](), "gradient x input")
+    _close(calls[GIM](), calls[RULES](), "gim")
     if CAPTUM in calls:
         _close(calls[IG](), calls[CAPTUM](), "integrated gradients")
     cases = [
         Case(FLOOR, calls[FLOOR]),
         Case(AGAIN, calls[FLOOR]),
+        Case(RULES, calls[RULES], limit=TWICE),
         Case(GIM, calls[GIM], limit=TWICE),
         Case(GRAD, calls[GRAD]),
         Case(IG, calls[IG], beside=GIM, part=share),

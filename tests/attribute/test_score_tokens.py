@@ -95,7 +95,8 @@ def test_why_a_detector_fired(model: inlay.Model) -> None:
     (g,) = torch.autograd.grad(h @ vector, leaf)
     found = tokens(model, [tiny.RAGGED[0]], Projection("resid_post.1", vector), method="grad", baseline=BASE)
     torch.testing.assert_close(found.scores[0], ((x - b) * g).sum(-1), rtol=1e-4, atol=1e-5)
-    assert float(found.m_clean[0]) == pytest.approx(float((h @ vector).detach()), rel=1e-4) and found.quantity == "projection"
+    assert found.quantity == "projection"
+    assert float(found.m_clean[0]) == pytest.approx(float((h @ vector).detach()), rel=1e-4)
     direction = Direction(vector, Site.parse("resid_post.1"), 1.0, "given")
     unit = tokens(model, [tiny.RAGGED[0]], direction, method="grad", baseline=BASE)
     torch.testing.assert_close(unit.scores, found.scores / vector.norm(), rtol=1e-4, atol=1e-5)

@@ -296,3 +296,4 @@ def test_every_metric_has_a_line() -> None:
     found = faithfulness(model, scores, [*COLUMNS], evidence=[[1]])
     assert [one.name for one in found.columns] == list(COLUMNS)
     assert found.values.shape == (3, len(COLUMNS), 1)
+    assert found.undefined["infidelity"] == 0  # of rankings it is never defined, and that is not counted
