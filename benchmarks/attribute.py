@@ -4,7 +4,8 @@
     python benchmarks/attribute.py --only d64 --rounds 0.5
     python benchmarks/attribute.py --out benchmarks/results/attribute-cpu
 
-Captum's rows need it in this environment (the dev extra has it). See benchmarks/README.md for what the columns mean.
+Peers' rows need them in this environment: the dev extra has Captum, and attribute_inseq.py says how to get inseq. See
+benchmarks/README.md for what the columns mean.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def main() -> None:
     if options.memory:
         return _held(options.memory[0], options.memory[1], int(options.memory[2]))
     rows: list[Row] = []
-    notes = [] if sections.has_captum() else ["Captum's rows are left out: it is not installed"]
+    missing = [peer for peer in (sections.CAPTUM, sections.INSEQ) if peer not in sections.peers()]
+    notes = [f"left out, as it is not installed: {peer}" for peer in missing]
     for title, build in sections.plans():
         if options.only not in title:
             continue

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from attribute_inseq import has_inseq
+from attribute_inseq import integrated as by_inseq
 from interleaved import AGAIN, Case, Plan, Section
 from random_llama import ids, llama, title
 from torch import Tensor
@@ -22,6 +24,7 @@ TARGET, BASELINE = 7, 3
 FLOOR, RULES = "plain HF, forward and backward", "the same inside backward_rules(gim)"
 GIM, GRAD = "inlay, gim", "inlay, gradient x input"
 IG, CAPTUM = f"inlay, ig, {POINTS} points", f"captum, IntegratedGradients, {POINTS} points"
+INSEQ = f"inseq, integrated_gradients, {POINTS} points"
 TWICE, FASTER = 2.0, 8.0
 
 
@@ -32,19 +35,20 @@ def plans() -> Iterator[Plan]:
             yield title("scores of tokens", size, (1, length)), functools.partial(_section, size, length)
 
 
-def has_captum() -> bool:
-    """Whether Captum is here."""
-    return importlib.util.find_spec("captum") is not None
+def peers() -> list[str]:
+    """The peers that are here."""
+    captum = importlib.util.find_spec("captum") is not None
+    return [*([CAPTUM] if captum else []), *([INSEQ] if has_inseq() else [])]
 
 
 def case(kind: str, size: str, length: int, share: float = 1.0) -> Callable[[], Tensor]:
     """One way of scoring the tokens of one prompt, [T]; `share` of the points of a path."""
-    hf, batch = llama(size, positions=2048), ids(size, 1, length)
+    hf, batch = llama(size, positions=2049), 4 + ids(size, 1, length) % 1000  # of no special meaning to inseq
     points = max(1, round(POINTS * share))
 
     def number(embeds: Tensor) -> Tensor:
         logits: Tensor = hf(inputs_embeds=embeds, use_cache=False, logits_to_keep=1).logits
-        return logits[:, -1].log_softmax(-1)[:, TARGET]
+        return logits[:, -1, TARGET]
 
     def plain() -> Tensor:
         embeds = hf.get_input_embeddings()(batch)
@@ -61,6 +65,8 @@ def case(kind: str, size: str, length: int, share: float = 1.0) -> Callable[[], 
 
     if kind in (FLOOR, CAPTUM):
         return plain if kind == FLOOR else captum
+    if kind == INSEQ:
+        return by_inseq(hf, batch, TARGET, BASELINE, points)
     model = inlay.load(hf)
 
     def ruled() -> Tensor:
@@ -73,18 +79,18 @@ def case(kind: str, size: str, length: int, share: float = 1.0) -> Callable[[], 
         {"method": "ig", "n": points} if kind == IG else {"method": "gim" if kind == GIM else "grad"}
     )
     # one copy of the prompt in a forward, as Captum's is told to take
-    more = {"target": TARGET, "baseline": BASELINE, "batch_tokens": length}
+    more = {"target": TARGET, "baseline": BASELINE, "quantity": "logit", "batch_tokens": length}
     return lambda: tokens(model, batch, **more, **options).scores[0]
 
 
 def _section(size: str, length: int, name: str) -> Section:
     share = SHARE.get((size, length), 1.0)
-    kinds = [FLOOR, RULES, GIM, GRAD, IG, *([CAPTUM] if has_captum() else [])]
+    kinds = [FLOOR, RULES, GIM, GRAD, IG, *peers()]
     calls = {kind: case(kind, size, length, share) for kind in kinds}
     _close(calls[GRAD](), calls[FLOOR](), "gradient x input")
     _close(calls[GIM](), calls[RULES](), "gim")
-    if CAPTUM in calls:
-        _close(calls[IG](), calls[CAPTUM](), "integrated gradients")
+    for peer in peers():
+        _close(calls[IG](), calls[peer](), f"integrated gradients, {peer}")
     cases = [
         Case(FLOOR, calls[FLOOR]),
         Case(AGAIN, calls[FLOOR]),
@@ -93,8 +99,7 @@ def _section(size: str, length: int, name: str) -> Section:
         Case(GRAD, calls[GRAD]),
         Case(IG, calls[IG], beside=GIM, part=share),
     ]
-    if CAPTUM in calls:
-        cases.append(Case(CAPTUM, calls[CAPTUM], beside=IG, part=share))
+    cases += [Case(peer, calls[peer], beside=IG, part=share) for peer in peers()]
     return Section(name, cases, 5 if length * (12 if size == "d768" else 1) > 2000 else 11)
 
 

@@ -110,6 +110,20 @@ def test_copies_that_begin_alike_share_the_run_of_their_beginning() -> None:
     assert seen == [1, 4, 3 * 2]  # a token to look at the cache, the beginning, and what differs
 
 
+def test_many_copies_are_run_in_parts_that_begin_late() -> None:
+    hf = tiny.llama()
+    given = ask(inlay.load(hf), [list(range(8, 28))], target=1)
+    dropped = torch.eye(20, dtype=torch.bool)  # one token in each copy
+    _ = given.base
+    seen = []
+    handle = tiny.block(hf, 0).register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:2].numel()))
+    found = given.without(0, dropped)
+    handle.remove()
+    assert seen == [1, 15, 5 * 5, 10, 5 * 10, 5, 5 * 15, 5 * 20]  # 271 tokens in place of 400
+    want = torch.stack([last(hf, blanked(range(8, 28), one)).log_softmax(-1)[1] for one in dropped])
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+
+
 def test_a_read_before_what_is_dropped_is_still_run() -> None:
     hf = tiny.llama()
     ids = PROMPTS[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 import pytest
@@ -111,6 +112,15 @@ def test_what_is_largest(model: inlay.Model) -> None:
     assert float(found[name][1, found.tokens[1].index(token), head]) == pytest.approx(value)
     close(found.heads(1), values.sum(1))
     close(found.matrix(1), values.sum(-1))
+
+
+def test_pictures(model: inlay.Model) -> None:
+    layers, heads = score(model, "resid_post.*"), score(model, "z.*")
+    for found, cells in ((layers, 3 * len(tiny.RAGGED[1])), (heads, 3 * tiny.HEADS)):
+        page = found.html(1)
+        assert page.count("<td") == cells and escape(found.caption) in page
+        axes = found.figure(1).axes[0]
+        assert [label.get_text() for label in axes.get_yticklabels()]
 
 
 @pytest.mark.parametrize(

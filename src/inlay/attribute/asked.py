@@ -6,6 +6,7 @@ Legend: R rows, n copies, T tokens, d width, F features of a row.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,6 +31,7 @@ from inlay.model.tokens import Tokens
 if TYPE_CHECKING:
     from inlay.model.model import Model
 
+_PARTS, _WORTH_PARTS = 4, 16  # copies of a row are run in so many parts, each from where its own first change is
 _KEYS_AND_VALUES = {DynamicLayer, DynamicSlidingWindowLayer}
 
 
@@ -53,7 +55,7 @@ class Asked:
     features: list[list[Feature]]
     batch_tokens: int = 8192
     seed: int = 0
-    known: dict[int, Tensor] = field(default_factory=dict)
+    known: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -182,8 +184,9 @@ class Asked:
         first = torch.where(dropped.any(1), dropped.int().argmax(1), length)
         order = first.argsort(descending=True, stable=True)
         found = torch.empty(len(dropped), device=self.model.device, dtype=torch.float64)
-        for part in self.chunks(len(dropped), length):
-            mine = order[part]
+        share = len(dropped) if len(dropped) < _WORTH_PARTS else math.ceil(len(dropped) / _PARTS)
+        parts = [order[i : i + share] for i in range(0, len(order), share)]  # by where they first differ
+        for mine in [some[part] for some in parts for part in self.chunks(len(some), length)]:
             start = min(int(first[mine].min()), min(self.question.slots[row]))
             found[mine] = self._without(row, dropped[mine], start).double()
         return found
@@ -194,16 +197,16 @@ class Asked:
         embeds = torch.where(dropped[..., None], self.base[row, :length], self.embeds[row, :length])
         which = [row] * n
         # an Edit in force finds its tokens in whole rows
-        if start < 1 or self._cache is None or patch.shadowed(self.model.base, "forward"):
+        if start < 1 or self.goes_on_from is None or patch.shadowed(self.model.base, "forward"):
             return self.values(which, embeds)
         one = self.batch([row])
         head = Batch(one.ids[:, :start], one.mask[:, :start], None, one.positions[:, :start])
-        cache = self._begun(head, self._cache)
+        cache = self._begun(head, self.goes_on_from)
         cache.batch_repeat_interleave(n)
         batch = self.batch(which)
         tail = Batch(batch.ids[:, start:], batch.mask, None, batch.positions[:, start:])
         with inserted(self.model, embeds[:, start:]):
-            return self._read(tail, which, start, **{self._cache: cache})
+            return self._read(tail, which, start, **{self.goes_on_from: cache})
 
     def _begun(self, head: Batch, name: str) -> Any:
         """The cache that a forward leaves."""
@@ -211,7 +214,7 @@ class Asked:
         return getattr(self.model.hf(*args, **kwargs), name, None)
 
     @cached_property
-    def _cache(self) -> str | None:
+    def goes_on_from(self) -> str | None:
         """What the argument is called that a forward goes on from, `None` where none can.
 
         The cache must hold keys and values alone, as a recurrent layer's state does not take several tokens at once,

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from inlay.errors import SiteError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +80,32 @@ class SiteScores:
         if self.level != "head":
             raise SiteError(f"these scores are by {self.level}: ask with level='head' at a Site that is made of heads")
         return self.stack()[:, row].sum(1)
+
+    def html(self, row: int = 0) -> str:
+        """One row as a page: layers x heads where the scores are by head, else layers x tokens."""
+        from inlay.attribute.pictures import head_html, matrix_html
+
+        names = list(self.scores)
+        if self.level == "head":
+            return head_html(self.heads(row), self.caption, layers=names)
+        return matrix_html(self._matrix(row), names, self.tokens[row], self.caption, upward=True)
+
+    def figure(self, row: int = 0) -> Figure:
+        """The same as a matplotlib figure.
+
+        Raises:
+            ExtraError: matplotlib is not installed.
+        """
+        from inlay.attribute.pictures import head_figure, matrix_figure
+
+        names = list(self.scores)
+        if self.level == "head":
+            return head_figure(self.heads(row), self.caption, layers=names)
+        return matrix_figure(self._matrix(row), names, self.tokens[row], self.caption, upward=True)
+
+    def _matrix(self, row: int) -> Tensor:
+        """`matrix` at the row's own positions."""
+        return self.matrix(row)[:, : len(self.tokens[row])]
 
     def top(self, n: int = 10, row: int = 0) -> list[tuple[str, str, int | None, float]]:
         """A row's n largest scores by size: Site, token, head or unit (`None` at level `position`), score."""

@@ -126,9 +126,8 @@ class Moved(Asked):
         return super().values(which, self.embeds[list(which)] if embeds is None else embeds)
 
     @cached_property
-    def _cached(self) -> bool:
+    def goes_on_from(self) -> None:
         """A row's beginning cannot be run from its ids."""
-        return False
 
 
 _FIELDS = ("model", "question", "baseline", "features", "batch_tokens", "seed")
