@@ -97,7 +97,8 @@ def _section(size: str, length: int, name: str) -> Section:
         Case(RULES, calls[RULES], limit=TWICE),
         Case(GIM, calls[GIM], limit=TWICE),
         Case(GRAD, calls[GRAD]),
-        Case(IG, calls[IG], beside=GIM, part=share),
+        # inlay also runs the row and its baseline, two forwards, whatever the points are: about one point more
+        Case(IG, calls[IG], beside=GIM, part=(POINTS * share + 1) / (POINTS + 1)),
     ]
     cases += [Case(peer, calls[peer], beside=IG, part=share) for peer in peers()]
     return Section(name, cases, 5 if length * (12 if size == "d768" else 1) > 2000 else 11)

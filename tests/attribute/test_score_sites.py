@@ -133,6 +133,7 @@ def test_pictures(model: inlay.Model) -> None:
         ({"sites": "resid_post.1", "method": "conductance", "n": 0}, InputError, "at least 1 step"),
         ({"sites": "resid_post.1", "rules": "gim"}, InputError, "is a rule set already"),
         ({"sites": "resid_post.9"}, SiteError, "out of range"),
+        ({"sites": "logits"}, SiteError, "Sites below them"),
     ],
 )
 def test_what_cannot_be_scored(model: inlay.Model, options: dict[str, Any], error: type[Exception], said: str) -> None:

@@ -5,20 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.attribute.asking import difference, ends, slope
 from tests.interventions import tiny
 
 import inlay
-from inlay import Add, Edit
+from inlay import Add, Edit, Zero
 from inlay.attribute.asked import Asked
+from inlay.attribute.baselines import Counterfactual
 from inlay.attribute.question import Projection
 from inlay.attribute.rules import PRESETS
+from inlay.attribute.score_sites import site
 from inlay.attribute.score_tokens import tokens
 from inlay.attribute.token_scores import TokenScores
 from inlay.directions import Direction
-from inlay.errors import FolderError, InputError, TargetError
+from inlay.errors import BaselineError, FolderError, InputError, RuleError, SiteError, TargetError
 from inlay.model.sites import Site
 
 TARGETS, FOIL, BASE = [5, 9, 17, 33], 40, 20
@@ -44,7 +47,7 @@ def test_each_row_is_as_it_is_alone(method: str, model: inlay.Model) -> None:
         alone, n = score(model, method, [row]), len(ids)
         torch.testing.assert_close(every.scores[row, :n], alone.scores[0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(every.m_clean[row], alone.m_clean[0])
-        torch.testing.assert_close(every.m_baseline[row], alone.m_baseline[0])
+        torch.testing.assert_close(every.m_baseline[row], alone.m_baseline[0], equal_nan=True)
         assert every.scores[row, n:].isnan().all() and every.tokens[row] == [f"w{i}" for i in ids]
 
 
@@ -149,6 +152,48 @@ def test_a_frame_and_sums(model: inlay.Model) -> None:
     assert sums[0][0] == pytest.approx(float(found.scores[0, :2].sum())) and len(sums[1]) == 1
 
 
+def test_against_another_response(model: inlay.Model) -> None:
+    """With a prompt and response of the same lengths for a baseline, whole and step by step."""
+    prompts, said = [[3, 4], [5, 6, 7]], ["w7 w8", "w9 w10"]
+    other = Counterfactual([[13, 14], [15, 16, 17]], ["w17 w18", "w19 w20"])
+    whole = tokens(model, prompts, responses=said, method="occlusion", baseline=other)
+    steps = tokens(model, prompts, responses=said, method="occlusion", baseline=other, per_step=True)
+    for prompt, (ids, others) in enumerate(
+        (([3, 4, 7, 8], [13, 14, 17, 18]), ([5, 6, 7, 9, 10], [15, 16, 17, 19, 20]))
+    ):
+        length, value = len(ids), []
+        for row in [ids, *([*ids[:i], others[i], *ids[i + 1 :]] for i in range(length))]:
+            logp = model.forward([row]).logits[0].log_softmax(-1)
+            value.append([float(logp[length - 3 + step, ids[length - 2 + step]]) for step in range(2)])
+        lost = torch.tensor(value[0])[None] - torch.tensor(value[1:])  # [T, 2]
+        torch.testing.assert_close(whole.scores[prompt, :length], lost.sum(1), rtol=1e-4, atol=1e-4)
+        for step in range(2):
+            n = length - 2 + step
+            torch.testing.assert_close(steps.matrix(prompt)[step, :n], lost[:n, step], rtol=1e-4, atol=1e-4)
+    with pytest.raises(BaselineError, match="1 counterfactual prompts for 2"):
+        tokens(model, prompts, responses=said, baseline=Counterfactual([[13, 14]], ["w17 w18"]), per_step=True)
+
+
+def test_ids_as_arrays_hold_them(model: inlay.Model) -> None:
+    wanted = score(model).scores.nan_to_num()
+    for targets, base in ((torch.tensor(TARGETS), np.int64(BASE)), (np.array(TARGETS), torch.tensor(BASE).item())):
+        found = score(model, target=targets, foil=np.int64(FOIL), baseline=base)
+        assert torch.equal(found.scores.nan_to_num(), wanted)
+
+
+def test_inside_of_inference_mode(model: inlay.Model) -> None:
+    wanted = score(model, "gim").scores.nan_to_num()
+    with torch.inference_mode():
+        assert torch.equal(score(model, "gim").scores.nan_to_num(), wanted)
+
+
+def test_methods_that_have_a_baseline_of_their_own() -> None:
+    bare = inlay.load(tiny.llama().requires_grad_(False))  # no tokenizer, so no space either
+    for method, name in (("rollout", "none"), ("value_occlusion", "values of 0")):
+        found = tokens(bare, [[3, 4, 5]], 7, method=method)
+        assert found.baseline == name and found.m_baseline.isnan().all() and found.residual.isnan().all()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
@@ -168,3 +213,59 @@ def test_a_frame_and_sums(model: inlay.Model) -> None:
 def test_what_is_refused(model: inlay.Model, options: dict[str, Any], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         score(model, **options)
+
+
+@pytest.mark.parametrize("method", ["smoothgrad", "gradient_shap"])
+def test_random_draws_are_each_rows_own_and_leave_the_other_tokens_alone(model: inlay.Model, method: str) -> None:
+    settings = {"samples": 3, "noise": 0.2, "within": [0, 1]}
+    every, split = score(model, method, **settings), score(model, method, batch_tokens=8, **settings)
+    torch.testing.assert_close(split.scores, every.scores, rtol=1e-4, atol=1e-4, equal_nan=True)
+    for row, ids in enumerate(tiny.RAGGED):
+        alone = score(model, method, [row], **settings).scores[0]
+        torch.testing.assert_close(every.scores[row, : len(ids)], alone, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("method", ["grad", "ig", "occlusion", "rollout"])
+def test_dropout_is_refused_by_every_method(method: str) -> None:
+    made = inlay.load(tiny.gpt2())
+    made.hf.train()
+    with pytest.raises(RuleError, match="training mode"):
+        score(made, method)
+    with pytest.raises(RuleError, match="training mode"):
+        site(made, tiny.RAGGED, "resid_post.0", 5, method="conductance", baseline=BASE)
+
+
+def test_a_divergence_has_no_gradient_at_the_row(model: inlay.Model) -> None:
+    for method in ("gim", "grad", "saliency"):
+        with pytest.raises(TargetError, match="its gradient 0"):
+            tokens(model, tiny.RAGGED, method=method, quantity="kl", baseline=BASE)
+    with pytest.raises(TargetError, match="its gradient 0"):
+        site(model, tiny.RAGGED, "z.*", quantity="kl", baseline=BASE)
+    assert tokens(model, tiny.RAGGED, method="occlusion", quantity="kl", baseline=BASE).scores.nan_to_num().min() < 0
+
+
+@pytest.mark.parametrize(
+    ("place", "width", "said"),
+    [("resid_post.*", 32, "is 3: name a layer"), ("resid_post.1", 31, "32 wide"), ("pattern.1", 8, "no vector fits")],
+)
+def test_a_direction_has_one_site_and_its_width(model: inlay.Model, place: str, width: int, said: str) -> None:
+    with pytest.raises(TargetError, match=said):
+        tokens(model, tiny.RAGGED, Projection(place, torch.ones(width)), baseline=BASE)
+
+
+@pytest.mark.parametrize("rows", [[0], [0, 1, 2, 3]])
+def test_an_edit_of_the_logits_is_part_of_what_is_explained(model: inlay.Model, rows: list[int]) -> None:
+    plain = score(model, "occlusion", rows)
+    with model.edited(Edit("logits", Zero(), tokens=0)):  # not where the target is read
+        torch.testing.assert_close(
+            score(model, "occlusion", rows).scores, plain.scores, rtol=1e-4, atol=1e-4, equal_nan=True
+        )
+    with model.edited(Edit("logits", Zero(), tokens="last")):
+        assert not score(model, "occlusion", rows).scores.nan_to_num().any()
+
+
+def test_a_second_table_of_ids_is_refused() -> None:
+    made = inlay.load(tiny.llama())
+    made.base.config.hidden_size_per_layer_input = 8  # as in Gemma 3n and Gemma 4
+    with pytest.raises(SiteError, match="second time"):
+        score(made, "occlusion")

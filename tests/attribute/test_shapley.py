@@ -19,16 +19,16 @@ from inlay.attribute.asked import Asked
 from inlay.attribute.shapley import MOST, coalitions, exact, kernel_shap, regressed, shapley, subsets
 from inlay.errors import InputError
 
-Game = Callable[[Tensor], Tensor]
+Present = Callable[[Tensor], Tensor]
 
 
-def table_game(n: int, seed: int = 0) -> Game:
+def table_game(n: int, seed: int = 0) -> Present:
     """A game with a random value for each subset."""
     values = torch.randn(2**n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return lambda there: values[(there.long() * 2 ** torch.arange(n)).sum(1)]
 
 
-def by_orders(game: Game, n: int) -> Tensor:
+def by_orders(game: Present, n: int) -> Tensor:
     """The definition: each feature's mean effect over all orders."""
     found = torch.zeros(n, dtype=torch.float64)
     orders = list(permutations(range(n)))
@@ -159,7 +159,7 @@ def ask(prompts: list[list[int]], **options: Any) -> Asked:
     return asked(inlay.load(tiny.llama()), prompts, target=1, foil=2, **options)
 
 
-def with_blanks(ids: list[int], groups: list[list[int]]) -> Game:
+def with_blanks(ids: list[int], groups: list[list[int]]) -> Present:
     """A prompt as a game, by a forward of its own for each set of groups of tokens."""
     hf = tiny.llama()
 

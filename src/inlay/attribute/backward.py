@@ -57,7 +57,7 @@ def backward_rules(model: Model, rules: str | RuleSet = "gim") -> Iterator[RuleR
     chosen, base = rule_set(rules), model.base
     if id(base) in _in_force.models:
         raise RuleError("backward rules are already in force on this model in this thread: leave them first")
-    _refuse_dropout(base)
+    refuse_dropout(base)
     here, counting = patch.Here(), Counting()
     made = plan(model, chosen, here, counting)
     report = RuleReport(chosen, model.sites().family, made.rows)
@@ -130,7 +130,7 @@ class _ForwardLayer(patch.Layer):
         """Count a forward, once for the model and the decoder in it."""
         if self.inside:
             return call(*args, **kwargs)
-        _refuse_dropout(self.base)
+        refuse_dropout(self.base)
         self.report.forwards += 1
         self.inside = True
         try:
@@ -173,7 +173,7 @@ def _checkpoints(model: Model, standing: _Standing) -> list[tuple[nn.Module, str
     return [(block, name, _CheckpointLayer(standing)) for block in blocks]
 
 
-def _refuse_dropout(base: nn.Module) -> None:
+def refuse_dropout(base: nn.Module) -> None:
     """Raise where a forward would drop anything: equal inputs would have unequal scores."""
     if not base.training:
         return

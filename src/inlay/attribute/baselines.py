@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,11 +30,12 @@ class Counterfactual:
     """Other prompts of the same lengths, token for token: what the scores then explain is the difference to them.
 
     Attributes:
-        prompts: one for each row, see `Encoder.rows`.
+        prompts, responses: one for each prompt that is explained, see `Encoder.rows`.
         chat: whether plain strings are user turns.
     """
 
     prompts: Any
+    responses: Sequence[str] | None = None
     chat: bool | None = None
 
 
@@ -61,7 +63,7 @@ class Baseline:
     name: str
 
 
-def baselines(model: Model, given: Any, rows: Sequence[Row]) -> list[Baseline]:
+def baselines(model: Model, given: Any, rows: Sequence[Row], owners: Sequence[int] | None = None) -> list[Baseline]:
     """The baselines that are meant, more than one for `Expected` alone.
 
     Args:
@@ -70,6 +72,7 @@ def baselines(model: Model, given: Any, rows: Sequence[Row]) -> list[Baseline]:
             `"mean"` (of all embeddings), a token as text or id, a `Counterfactual`, an `Expected`, or embeddings [d] or
             [R, T, d].
         rows: the rows that are explained.
+        owners: the prompt of each row, where several rows are the beginnings of one.
 
     Raises:
         BaselineError: there is no such token, or the shapes do not fit.
@@ -77,10 +80,10 @@ def baselines(model: Model, given: Any, rows: Sequence[Row]) -> list[Baseline]:
     if isinstance(given, Expected):
         if not given.of:
             raise BaselineError("Expected([]) is no baseline: give at least one")
-        found = [one for some in given.of for one in baselines(model, some, rows)]
+        found = [one for some in given.of for one in baselines(model, some, rows, owners)]
         return [Baseline(one.embeds, f"mean over {', '.join(dict.fromkeys(b.name for b in found))}") for one in found]
     if isinstance(given, Counterfactual):
-        return [_counterfactual(model, given, rows)]
+        return [_counterfactual(model, given, rows, owners)]
     if isinstance(given, Tensor):
         return [_given(model, given, rows)]
     if given == "zero":
@@ -109,10 +112,10 @@ def _space(model: Model) -> int:
 
 def _token(model: Model, given: Any) -> int:
     vocabulary = model.encoder.vocabulary
-    if isinstance(given, int) and not isinstance(given, bool):
-        if vocabulary is not None and not 0 <= given < vocabulary:
+    if isinstance(given, Integral) and not isinstance(given, bool):
+        if vocabulary is not None and not 0 <= int(given) < vocabulary:
             raise BaselineError(f"baseline={given} is no token: the model has ids from 0 to {vocabulary - 1}")
-        return given
+        return int(given)
     if not isinstance(given, str):
         raise BaselineError(
             f"baseline={given!r:.60}: 'space', 'zero', 'mean', a token, a Counterfactual or an Expected"
@@ -145,8 +148,13 @@ def _given(model: Model, embeds: Tensor, rows: Sequence[Row]) -> Baseline:
     return Baseline(embeds.detach().to(model.device).reshape(1, 1, -1) if embeds.ndim == 1 else embeds, "given")
 
 
-def _counterfactual(model: Model, given: Counterfactual, rows: Sequence[Row]) -> Baseline:
-    others = model.encoder.rows(given.prompts, None, given.chat)
+def _counterfactual(model: Model, given: Counterfactual, rows: Sequence[Row], owners: Sequence[int] | None) -> Baseline:
+    others = model.encoder.rows(given.prompts, given.responses, given.chat)
+    if owners is not None:
+        if len(others) != max(owners) + 1:
+            raise BaselineError(f"{len(others)} counterfactual prompts for {max(owners) + 1}: give one for each")
+        cut = [others[owner].ids[: len(row.ids)] for row, owner in zip(rows, owners, strict=True)]
+        others = [Row(ids, len(ids)) for ids in cut]
     if len(others) != len(rows):
         raise BaselineError(f"{len(others)} counterfactual prompts for {len(rows)} rows: give one for each")
     for index, (row, other) in enumerate(zip(rows, others, strict=True)):

@@ -16,7 +16,7 @@ from inlay.attribute.asked import Asked
 from inlay.errors import InputError
 
 Rule = Literal["gauss", "midpoint", "trapezoid"]
-At = Callable[[Tensor, list[int]], tuple[Tensor, Tensor]]
+At = Callable[[Tensor, list[int]], Tensor]
 
 
 def gradient(asked: Asked, which: Sequence[int], embeds: Tensor | None = None) -> Tensor:
@@ -80,17 +80,11 @@ def smoothgrad(asked: Asked, samples: int = 25, noise: float = 0.15) -> Tensor:
     Args:
         asked: what is asked.
         samples: draws of the noise.
-        noise: its standard deviation, as a share of the range of the row's embeddings.
+        noise: its standard deviation, as a share of the range of the row's embeddings; tokens that are not scored
+            have none.
     """
-    _positive("samples", samples)
-    drawn = torch.Generator(device=asked.model.device).manual_seed(asked.seed)
-    spread = noise * (asked.embeds.amax((1, 2)) - asked.embeds.amin((1, 2))).float()
-
-    def at(x: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
-        eps = torch.randn(x.shape, generator=drawn, device=x.device) * spread[rows][:, None, None]
-        return x + eps.to(x), torch.ones(len(x), device=x.device) / samples
-
-    return _averaged(asked, samples, at)
+    draws = _Draws(asked, noise)
+    return _averaged(asked, samples, lambda x, rows: x + draws.noise(x, rows))
 
 
 def gradient_shap(asked: Asked, samples: int = 25, noise: float = 0.0) -> Tensor:
@@ -103,28 +97,53 @@ def gradient_shap(asked: Asked, samples: int = 25, noise: float = 0.0) -> Tensor
         samples: draws for each baseline.
         noise: standard deviation of noise on the input, as for `smoothgrad`.
     """
-    _positive("samples", samples)
-    drawn = torch.Generator(device=asked.model.device).manual_seed(asked.seed)
-    spread = noise * (asked.embeds.amax((1, 2)) - asked.embeds.amin((1, 2))).float()
+    draws = _Draws(asked, noise)
 
-    def at(x: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
+    def at(x: Tensor, rows: list[int]) -> Tensor:
         b = asked.base[rows, : x.shape[1]]
-        t = torch.rand(len(x), 1, 1, generator=drawn, device=x.device).to(x)
-        eps = torch.randn(x.shape, generator=drawn, device=x.device) * spread[rows][:, None, None]
-        return b + t * (x + eps.to(x) - b), torch.ones(len(x), device=x.device) / samples
+        return b + draws.share(x, rows) * (x + draws.noise(x, rows) - b)
 
     return _averaged(asked, samples, at)
 
 
+class _Draws:
+    """Random numbers of each row's own, so that its scores do not depend on which rows it is batched with.
+
+    Args:
+        asked: what is asked.
+        noise: standard deviation of the noise, as a share of the range of the row's embeddings.
+    """
+
+    def __init__(self, asked: Asked, noise: float) -> None:
+        self.asked, self.size = asked, noise
+        self.made = [torch.Generator().manual_seed(asked.seed) for _ in asked.rows]
+
+    def noise(self, x: Tensor, rows: list[int]) -> Tensor:
+        """Gaussian noise at the scored tokens of some rows, [n, T, d]."""
+        found = torch.zeros(x.shape)
+        if not self.size:
+            return found.to(x)
+        for index, row in enumerate(rows):
+            length = len(self.asked.rows[row].ids)
+            own = x[index, :length].float()
+            spread = float(own.max() - own.min())
+            found[index, :length] = self.size * spread * torch.randn(own.shape, generator=self.made[row])
+        return found.to(x) * self.asked.scored[rows, : x.shape[1], None]
+
+    def share(self, x: Tensor, rows: list[int]) -> Tensor:
+        """A number from 0 to 1 for each of some rows, [n, 1, 1]."""
+        return torch.stack([torch.rand(1, 1, generator=self.made[row]) for row in rows]).to(x)
+
+
 def _averaged(asked: Asked, samples: int, at: At) -> Tensor:
     """(x - b).(the mean gradient over points), a point at a time, so that memory does not grow with their number."""
+    _positive("samples", samples)
 
     def score(rows: list[int], length: int) -> Tensor:
         x, b = asked.embeds[rows, :length], asked.base[rows, :length]
         total = torch.zeros_like(_wide(x))
         for _ in range(samples):
-            point, weight = at(x, rows)
-            total += weight[:, None, None] * gradient(asked, rows, point)
+            total += gradient(asked, rows, at(x, rows)) / samples
         return (_wide(x - b) * total).sum(-1)
 
     return _by_rows(asked, score)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from inlay.attribute.asked import Asked
-from inlay.attribute.occlusion import Game, played
+from inlay.attribute.occlusion import Present, played
 from inlay.errors import InputError
 
 
@@ -31,7 +31,7 @@ def lime(asked: Asked, samples: int | None = None, width: float = 0.25, ridge: f
 
 
 def fitted(
-    game: Game, n: int, samples: int | None = None, width: float = 0.25, ridge: float = 1e-3, seed: int = 0
+    game: Present, n: int, samples: int | None = None, width: float = 0.25, ridge: float = 1e-3, seed: int = 0
 ) -> Tensor:
     """LIME's weights for a game of n features, float64 [n].
 

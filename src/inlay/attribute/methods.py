@@ -23,7 +23,7 @@ from inlay.attribute.lime import lime
 from inlay.attribute.occlusion import occlusion
 from inlay.attribute.rules import PRESETS, RuleSet
 from inlay.attribute.shapley import kernel_shap, shapley
-from inlay.errors import InputError
+from inlay.errors import InputError, TargetError
 
 Method = Callable[..., Tensor]
 
@@ -36,6 +36,7 @@ class Chosen:
         score: gives for an `Asked` scores [R, T].
         rules: what the backward pass runs under, `None` for the ordinary one.
         name: for labels.
+        baseline: what the method itself puts in a token's place, `"none"` for nothing; `None` where that is asked for.
         signed: whether a negative score means that a token lowers the number; else scores are sizes.
     """
 
@@ -43,6 +44,7 @@ class Chosen:
     rules: RuleSet | None
     name: str
     signed: bool = True
+    baseline: str | None = None
 
 
 METHODS: dict[str, Method] = {
@@ -63,7 +65,29 @@ METHODS: dict[str, Method] = {
 """Methods by name. A name of `rules.PRESETS` is one too: (x - b).gradient under that rule set."""
 
 UNSIGNED = ("saliency", "attention", "rollout", "value_zeroing")
+OWN_BASELINE = {
+    "saliency": "none",
+    "attention": "none",
+    "rollout": "none",
+    "value_zeroing": "values of 0",
+    "value_occlusion": "values of 0",
+}
+AT_THE_ROW = (*PRESETS, "saliency")
+"""Methods of the one gradient at the row itself."""
 GRADIENTS = ("saliency", "ig", "sequential_ig", "smoothgrad", "gradient_shap")
+
+
+def refuse_flat(of: str | Method, quantity: str | None) -> None:
+    """Refuse to take the gradient of a divergence where it has its minimum.
+
+    Raises:
+        TargetError: it would be 0 for every token.
+    """
+    if quantity == "kl" and isinstance(of, str) and of in AT_THE_ROW:
+        raise TargetError(
+            f"method={of!r} takes the gradient at the row itself, where the divergence from the clean run is least and "
+            "its gradient 0: take a method that moves away from the row, such as 'ig' or 'occlusion'"
+        )
 
 
 def method(of: str | Method, rules: str | RuleSet | None = None, **settings: Any) -> Chosen:
@@ -98,10 +122,11 @@ def method(of: str | Method, rules: str | RuleSet | None = None, **settings: Any
             raise InputError(f"{name} has no setting {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
     label = f"{name}({', '.join(f'{key}={value}' for key, value in settings.items())})" if settings else name
     signed = of not in UNSIGNED if isinstance(of, str) else bool(getattr(of, "signed", True))
+    own = OWN_BASELINE.get(of) if isinstance(of, str) else None
     if rules is None:
-        return Chosen(lambda asked: score(asked, **settings), None, label, signed)
+        return Chosen(lambda asked: score(asked, **settings), None, label, signed, own)
     under = PRESETS.get(rules) if isinstance(rules, str) else rules
     if under is None:
         raise InputError(f"rules={rules!r}: one of {', '.join(PRESETS)}, or a RuleSet")
     ruled = f"{label} under {rules if isinstance(rules, str) else 'rules'}"
-    return Chosen(lambda asked: score(asked, **settings), under, ruled, signed)
+    return Chosen(lambda asked: score(asked, **settings), under, ruled, signed, own)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inlay.attribute.asked import Asked
 
-Game = Callable[[Tensor], Tensor]
+Present = Callable[[Tensor], Tensor]
 """Gives for sets of features, bool [k, F] (which are there), the number that is explained, float64 [k]."""
 
 
@@ -23,7 +23,7 @@ def occlusion(asked: Asked) -> Tensor:
     al. (1612.08220).
     """
 
-    def score(game: Game, features: int) -> Tensor:
+    def score(game: Present, features: int) -> Tensor:
         whole = torch.ones(1, features, dtype=torch.bool)
         values = game(torch.cat([whole, ~torch.eye(features, dtype=torch.bool)]))
         return values[0] - values[1:]
@@ -31,7 +31,7 @@ def occlusion(asked: Asked) -> Tensor:
     return played(asked, score)
 
 
-def played(asked: Asked, score: Callable[[Game, int], Tensor]) -> Tensor:
+def played(asked: Asked, score: Callable[[Present, int], Tensor]) -> Tensor:
     """Scores [R, T] of what `score` gives for each row's game and number of features, [F].
 
     The tokens of a feature share its score equally.
@@ -42,7 +42,7 @@ def played(asked: Asked, score: Callable[[Game, int], Tensor]) -> Tensor:
     return found
 
 
-def _game(asked: Asked, row: int) -> Game:
+def _game(asked: Asked, row: int) -> Present:
     """What a row's number is when only some of its features are there and the others are the baseline's."""
     table = asked.table(row)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from inlay.errors import TargetError
+from inlay.model import patch
 from inlay.model.answers import Answer, id_table, token_ids
 from inlay.model.chosen import chosen_slots, token_text
 from inlay.model.inputs import Row, pad, plan_batches
@@ -56,6 +57,7 @@ class Question:
         foil: what it is held against, as text; `None` without a foil.
         steps: for each row its prompt and step, where each step of a response is a row of its own.
         projection: of a target inside of the model, that instead of logits.
+        function: of a target that is a function, that.
     """
 
     rows: tuple[Row, ...]
@@ -66,6 +68,7 @@ class Question:
     foil: list[str] | None = None
     steps: tuple[tuple[int, int], ...] | None = None
     projection: Projection | None = None
+    function: Callable[[Tensor], Tensor] | None = None
 
 
 def question(
@@ -102,7 +105,7 @@ def question(
     """
     rows = tuple(model.encoder.rows(prompts, responses, chat))
     if hasattr(target, "site") and hasattr(target, "vector"):
-        inside = Projection(target.site, target.vector)
+        inside = _one_place(model, Projection(target.site, target.vector))
         if foil is not None or quantity is not None:
             raise TargetError("a direction's score has no foil and no other quantity: leave foil= and quantity= out")
         slots = _ones(model, rows, "last" if at is None else at)
@@ -118,7 +121,7 @@ def question(
         if foil is not None or quantity is not None:
             raise TargetError("a function of the logits is the quantity itself: leave foil= and quantity= out")
         name = getattr(target, "__name__", type(target).__name__)
-        return Question(rows, slots, _called(target, name), name, [name] * len(rows))
+        return Question(rows, slots, _called(target, name), name, [name] * len(rows), function=target)
     quantity = quantity or ("logprob" if foil is None else "logit_diff")
     if quantity not in QUANTITIES:
         raise TargetError(f"quantity={quantity!r}: one of {', '.join(QUANTITIES)}")
@@ -136,6 +139,21 @@ def question(
     measure = _of_ids(quantity, wanted, against, model.sites().place(Site("logits")).width)
     texts = [None if ids is None else [_text(model, one) for one in ids] for ids in (wanted, against)]
     return Question(rows, slots, measure, quantity, texts[0] or [], texts[1])
+
+
+def _one_place(model: Model, projection: Projection) -> Projection:
+    """The projection, once it is known to have one Site and the width of that."""
+    sites = model.sites().expand(projection.site)
+    if len(sites) != 1:
+        raise TargetError(
+            f"a direction's score is read at one Site, and {projection.site} is {len(sites)}: name a layer"
+        )
+    shape, width = list(projection.vector.shape), model.sites().width(sites[0])
+    if width < 0:
+        raise TargetError(f"{sites[0]} is as wide as the text is long: no vector fits it")
+    if width and not sites[0].heads and shape != [width]:
+        raise TargetError(f"the vector is {shape}, and {sites[0]} is {width} wide: give [{width}]")
+    return projection
 
 
 def clean_logits(model: Model, rows: Sequence[Row], slots: Sequence[Sequence[int]], batch_tokens: int = 8192) -> Tensor:
@@ -157,7 +175,9 @@ def read_logits(model: Model, batch: Any, slots: Sequence[Sequence[int]], **kwar
 
     index = torch.tensor([r for r, some in enumerate(slots) for _ in some])
     slot = torch.tensor([s for some in slots for s in some])
-    if takes(model.base, "logits_to_keep"):
+    head = model.base.get_submodule(model.sites().place(Site("logits")).path)
+    # an Edit of the logits finds its tokens in whole rows
+    if takes(model.base, "logits_to_keep") and not patch.shadowed(head, "forward"):
         kept, slot = slot.unique(return_inverse=True)
         kwargs["logits_to_keep"] = kept.to(model.device)
     args, kwargs = model.arguments(batch, **kwargs)

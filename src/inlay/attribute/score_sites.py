@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from inlay.attribute.asked import Asked
-from inlay.attribute.backward import backward_rules
+from inlay.attribute.backward import backward_rules, refuse_dropout
 from inlay.attribute.baselines import baselines
 from inlay.attribute.features import features
+from inlay.attribute.methods import refuse_flat
 from inlay.attribute.question import Target, question
 from inlay.attribute.rules import PRESETS, RuleSet
 from inlay.attribute.site_scores import SiteScores
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 Level = Literal["position", "head", "unit"]
 
 
+@torch.inference_mode(False)  # as for `tokens`
 def site(
     model: Model,
     prompts: Any,
@@ -87,7 +89,11 @@ def site(
         TargetError, BaselineError, RuleError: as in `tokens`.
     """
     refuse(model, "attribute.site")
+    refuse_dropout(model.base)
+    refuse_flat(method, quantity)
     where = model.sites().expand(sites)
+    if any(one.name == "logits" for one in where):
+        raise SiteError("the logits are what is explained, not a part of it: name Sites below them")
     asks = question(
         model,
         prompts,

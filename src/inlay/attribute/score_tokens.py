@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from inlay.attribute.asked import Asked
-from inlay.attribute.backward import backward_rules
+from inlay.attribute.backward import backward_rules, refuse_dropout
 from inlay.attribute.baselines import baselines
 from inlay.attribute.features import features
-from inlay.attribute.methods import Chosen, Method, method
+from inlay.attribute.methods import Chosen, Method, method, refuse_flat
 from inlay.attribute.question import Target, question
 from inlay.attribute.report import RuleReport
 from inlay.attribute.rules import RuleSet
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _score_method = method
 
 
+@torch.inference_mode(False)  # a caller's would leave the embeddings without gradients
 def tokens(
     model: Model,
     prompts: Any,
@@ -71,10 +72,12 @@ def tokens(
 
     Raises:
         TargetError, BaselineError, TokensError, InputError: what is asked does not fit; see the classes.
-        RuleError: a rule does not apply to the model; the message says which and why.
+        RuleError: a rule does not apply to the model, or dropout is on; the message says which and why.
     """
     refuse(model, "attribute.tokens")
+    refuse_dropout(model.base)
     chosen = _score_method(method, rules, **settings)
+    refuse_flat(method, quantity)
     asks = question(
         model,
         prompts,
@@ -87,7 +90,8 @@ def tokens(
         batch_tokens=batch_tokens,
         chat=chat,
     )
-    given = baselines(model, baseline, asks.rows)
+    owners = None if asks.steps is None else [owner for owner, _ in asks.steps]
+    given = baselines(model, baseline if chosen.baseline is None else "zero", asks.rows, owners)
     scored = features(model, asks.rows, within, by)
     every = [Asked(model, asks, one, scored, batch_tokens, seed) for one in given]
     return scores_of(every, chosen)
@@ -117,15 +121,20 @@ def scores_of(every: Sequence[Asked], chosen: Chosen) -> TokenScores:
         foil=asks.foil,
         quantity=asks.quantity,
         method=chosen.name,
-        baseline=first.baseline.name,
+        baseline=first.baseline.name if chosen.baseline is None else chosen.baseline,
         m_clean=first.all_values(base=False),
-        m_baseline=torch.stack([asked.all_values(base=True) for asked in every]).mean(0),
+        m_baseline=_ground(every) if chosen.baseline is None else torch.full((len(asks.rows),), torch.nan),
         steps=None if asks.steps is None else list(asks.steps),
         report="" if hit is None else str(hit),
         signed=chosen.signed,
         asked=tuple(every),
         explain=explain,
     )
+
+
+def _ground(every: Sequence[Asked]) -> Tensor:
+    """The number on each row's baseline, the mean over several, [R]."""
+    return torch.stack([asked.all_values(base=True) for asked in every]).mean(0)
 
 
 def _under(rules: RuleSet | None, model: Model) -> AbstractContextManager[RuleReport | None]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from inlay.attribute.asked import Asked
-from inlay.attribute.occlusion import Game, played
+from inlay.attribute.occlusion import Present, played
 from inlay.errors import InputError
 
 MOST = 12
@@ -57,7 +57,7 @@ def subsets(n: int) -> Tensor:
     return (torch.arange(2**n)[:, None] >> torch.arange(n)) % 2 == 1
 
 
-def exact(game: Game, n: int) -> Tensor:
+def exact(game: Present, n: int) -> Tensor:
     """The Shapley values of a game of n features, float64 [n].
 
     phi_i = sum over S without i of |S|! (n - |S| - 1)! / n! (v(S + i) - v(S)), as one product over the 2^n values.
@@ -71,7 +71,7 @@ def exact(game: Game, n: int) -> Tensor:
     return share.T @ values
 
 
-def regressed(game: Game, n: int, samples: int | None = None, seed: int = 0) -> Tensor:
+def regressed(game: Present, n: int, samples: int | None = None, seed: int = 0) -> Tensor:
     """KernelSHAP's values of a game of n features, float64 [n].
 
     min over phi of sum_k w_k (v_k - v(none) - z_k.phi)^2 where the phi add up to d = v(all) - v(none). With

@@ -43,7 +43,7 @@ class TokenScores:
         quantity: the number: a name of `QUANTITIES`, `"projection"`, or a function's name.
         method: the method, with its settings where these are not its own.
         baseline: what stands for "not there".
-        m_clean, m_baseline: float32 [R], the number on the row and on its baseline.
+        m_clean, m_baseline: float32 [R], the number on the row and on its baseline; NaN for methods without one.
         steps: for each row its prompt and the step of its response, where each step is a row of its own.
         report: what the backward rules hit, as text; "" without rules.
         signed: whether a negative score means that the token lowers the number; else scores are sizes.
@@ -193,7 +193,7 @@ class TokenScores:
         names = [one.name for one in fields(self) if one.name not in (*_TENSORS, *_KEPT_ONLY)]
         facts = {name: getattr(self, name) for name in names}
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
-        text = json.dumps(facts, ensure_ascii=False, indent=1).encode()
+        text = json.dumps(facts, indent=1).encode()
         write_files(Path(folder).expanduser(), dict(zip(_FILES, (save(tensors), text), strict=True)))
 
     @classmethod

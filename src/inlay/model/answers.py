@@ -6,7 +6,8 @@ Legend: n prompts, m the most ids of one answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -38,18 +39,20 @@ def answer_table(model: Model, answers: Answer | Sequence[Answer], prompts: int)
     return id_table(token_ids(model, answers, prompts), model.sites().place(Site("logits")).width)
 
 
-def token_ids(model: Model, answers: Answer | Sequence[Answer], total: int) -> list[list[int]]:
+def token_ids(model: Model, answers: Any, total: int) -> list[list[int]]:
     """The ids of each of `total` prompts' answers, see `answer_table`.
 
     Raises:
         TargetError: a text is no single token, or there is another number of answers than of prompts.
         ModelError: a text is given, and the model has no tokenizer.
     """
-    if isinstance(answers, (str, int)):
+    if isinstance(answers, Tensor):
+        answers = answers.tolist()
+    if isinstance(answers, (str, Integral)):
         return [[_id(model, answers)]] * total
     if len(answers) != total:
         raise TargetError(f"{len(answers)} answers for {total} prompts: give one for all of them, or one for each")
-    each = [[one] if isinstance(one, (str, int)) else list(one) for one in answers]
+    each = [[one] if isinstance(one, (str, Integral)) else list(one) for one in answers]
     if not all(each):
         raise TargetError(f"the answer of prompt {each.index([])} is empty: give at least one token")
     return [[_id(model, token) for token in one] for one in each]
@@ -68,9 +71,9 @@ def id_table(each: Sequence[Sequence[int]], vocabulary: int) -> tuple[Tensor, Te
     return table, torch.arange(most) < torch.tensor([[len(ids)] for ids in each])
 
 
-def _id(model: Model, answer: str | int) -> int:
-    if isinstance(answer, int):
-        return answer
+def _id(model: Model, answer: Any) -> int:
+    if not isinstance(answer, str):
+        return int(answer)
     if model.tokenizer is None:
         raise ModelError(f"the answer {answer!r} is text, and the model has no tokenizer: give its id")
     ids = model.tokenizer(answer, add_special_tokens=False)["input_ids"]

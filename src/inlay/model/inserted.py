@@ -93,7 +93,15 @@ def inserted(model: Model, embeds: Tensor) -> Iterator[None]:
         embeds: [rows, tokens, width], may carry gradient.
 
     Raises:
-        SiteError: the model has no `embed`, or a forward inside has ids of another shape.
+        SiteError: the model has no `embed`, or looks its ids up in a second table too, or a forward inside has ids of
+            another shape.
     """
+    config: Any = getattr(model.base, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if getattr(config, "hidden_size_per_layer_input", 0):
+        raise SiteError(
+            f"{model.sites().family} looks each id up a second time, in embeddings of every layer "
+            "(hidden_size_per_layer_input): other embeddings alone would leave half of a token in place"
+        )
     with _on_the_table(model, _Given(patch.Here(), model.sites().place(Site("embed")), embeds)):
         yield

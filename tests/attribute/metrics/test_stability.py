@@ -98,6 +98,15 @@ def test_a_method_runs_at_the_moved_embeddings(family: str) -> None:
     assert not torch.equal(seen[0][0], seen[1][0])
 
 
+def test_a_row_has_the_sensitivity_that_it_has_alone() -> None:
+    model, rows = inlay.load(tiny.llama()), [[5, 9, 17, 33, 2], [40, 3]]
+    scores = [
+        inlay.attribute.tokens(model, some, [7] * len(some), method="grad", baseline=20) for some in (rows, rows[1:])
+    ]
+    both, alone = (sensitivity_of(one.asked, one.explain) for one in scores)
+    assert float(both[1]) == pytest.approx(float(alone[0]), rel=1e-3)
+
+
 def test_bad_settings() -> None:
     asked = asking.asked(tiny.model())
     with pytest.raises(InputError, match="does not look"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from inlay.attribute.asked import Asked
 from inlay.attribute.baselines import baselines
 from inlay.attribute.features import features
-from inlay.attribute.question import question
+from inlay.attribute.question import Projection, question
 from inlay.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,20 +50,31 @@ def same_question(scores: TokenScores, asked: Asked) -> None:
     """Refuse scores that answer something else.
 
     Raises:
-        InputError: other tokens, another target, foil or quantity.
+        InputError: other tokens, another target, foil or quantity, or one that is read elsewhere.
     """
     asks = asked.question
-    pairs = (
+    pairs: tuple[tuple[str, Any, Any], ...] = (
         ("tokens", scores.ids, [list(row.ids) for row in asks.rows]),
         ("quantity", scores.quantity, asks.quantity),
         ("target", scores.target, asks.target),
         ("foil", scores.foil, asks.foil),
     )
+    if scores.asked:  # not on disk
+        own = scores.asked[0].question
+        pairs += (
+            ("read positions", own.slots, asks.slots),
+            ("function", own.function, asks.function),
+            ("projection", _shown(own.projection), _shown(asks.projection)),
+        )
     for name, mine, theirs in pairs:
         if mine != theirs:
             raise InputError(
                 f"the scores by {scores.method} are of other {name} than what is asked: {mine!r:.60} and {theirs!r:.60}"
             )
+
+
+def _shown(projection: Projection | None) -> tuple[str, list[float]] | None:
+    return None if projection is None else (str(projection.site), projection.vector.tolist())
 
 
 def _anew(model: Model, again: Mapping[str, Any]) -> tuple[Asked, ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from inlay.attribute.backward import refuse_dropout
 from inlay.attribute.metrics.again import asked_for, same_question
 from inlay.attribute.metrics.columns import KNOWN, Column, columns
 from inlay.attribute.metrics.examples import Example
@@ -67,6 +68,7 @@ def faithfulness(
         InputError: an unknown metric, scores of different questions, scores from disk without what was asked, a row
             without features, a metric that lacks what it needs, or limits that take too many runs.
     """
+    refuse_dropout(model.base)
     named, wanted = _named(scores), columns(metrics)
     every = asked_for(model, next(iter(named.values())), again)
     for one in named.values():

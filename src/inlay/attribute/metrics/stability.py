@@ -48,7 +48,12 @@ def infidelity(game: Game, scores: Tensor, draws: int = SETS, seed: int = 0) -> 
 
 
 def sensitivity_max(
-    explain: Callable[[Tensor], Tensor], x: Tensor, radius: Tensor, draws: int = NOISES, seed: int = 0
+    explain: Callable[[Tensor], Tensor],
+    x: Tensor,
+    radius: Tensor,
+    draws: int = NOISES,
+    seed: int = 0,
+    lengths: Sequence[int] | None = None,
 ) -> Tensor:
     """The greatest norm(phi(x + e) - phi(x)) / norm(phi(x)) over noise e, float64 [R]; down. NaN where phi(x) is 0.
 
@@ -57,18 +62,23 @@ def sensitivity_max(
         x: [R, T, d].
         radius: each element of e is uniform on -radius to radius, [R].
         draws: of noise.
-        seed: of the draws.
+        seed: of each row's own draws, so that a row's value does not depend on the others.
+        lengths: how many tokens each row has, T by default.
 
     Raises:
         InputError: there are no draws.
     """
     if draws < 1:
         raise InputError(f"draws={draws}: give at least 1")
-    drawn = torch.Generator().manual_seed(seed)
+    drawn = [torch.Generator().manual_seed(seed) for _ in x]
     clean = _numbers(explain(x))
     most = torch.zeros(len(x), dtype=torch.float64)
     for _ in range(draws):
-        noise = (2 * torch.rand(x.shape, generator=drawn) - 1).to(x) * radius.to(x)[:, None, None]
+        noise = torch.zeros(x.shape)
+        for row, made in enumerate(drawn):
+            length = x.shape[1] if lengths is None else lengths[row]
+            noise[row, :length] = 2 * torch.rand(length, x.shape[2], generator=made) - 1
+        noise = noise.to(x) * radius.to(x)[:, None, None]
         most = torch.maximum(most, torch.linalg.vector_norm(_numbers(explain(x + noise)) - clean, dim=-1))
     norm: Tensor = torch.linalg.vector_norm(clean, dim=-1)
     return most / norm.where(norm > 0, torch.nan)
@@ -102,7 +112,9 @@ def sensitivity_of(every: Sequence[Asked], explain: Explain, draws: int = NOISES
             )
         return found
 
-    return sensitivity_max(at, x, RADIUS * (x.amax((1, 2)) - x.amin((1, 2))), draws, seed)
+    lengths = [len(row.ids) for row in every[0].rows]
+    spread = torch.stack([own.max() - own.min() for own in (x[r, :n].float() for r, n in enumerate(lengths))])
+    return sensitivity_max(at, x, RADIUS * spread, draws, seed, lengths)
 
 
 @dataclass(frozen=True, eq=False)
