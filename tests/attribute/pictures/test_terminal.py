@@ -20,7 +20,13 @@ WORDS = ["<bos>", *(f" word{i}" for i in range(30)), " 東京", " of\n", " end"]
 
 
 def _printed(scores: TokenScores | list[TokenScores], width: int = 80, colour: str | None = None, **how: int) -> str:
-    console = Console(width=width, file=io.StringIO(), color_system=colour, force_terminal=colour is not None)  # type: ignore[arg-type]
+    console = Console(
+        width=width,
+        file=io.StringIO(),
+        color_system=colour,  # type: ignore[arg-type]
+        force_terminal=colour is not None,
+        no_color=colour is None,  # whatever NO_COLOR is
+    )
     console.print(token_text(scores, **how))  # type: ignore[arg-type]
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
