@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.attribute.asking import difference, ends, slope
 from tests.interventions import tiny
+from transformers import BertConfig, BertForMaskedLM
 
 import inlay
 from inlay import Add, Edit, Zero
@@ -172,6 +173,21 @@ def test_against_another_response(model: inlay.Model) -> None:
             torch.testing.assert_close(steps.matrix(prompt)[step, :n], lost[:n, step], rtol=1e-4, atol=1e-4)
     with pytest.raises(BaselineError, match="1 counterfactual prompts for 2"):
         tokens(model, prompts, responses=said, baseline=Counterfactual([[13, 14]], ["w17 w18"]), per_step=True)
+
+
+def test_an_encoder_has_gradients_and_no_rules_for_its_attention() -> None:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    hf = BertForMaskedLM(BertConfig(**shape, intermediate_size=48, max_position_embeddings=64)).eval()
+    model, ids = inlay.load(hf.requires_grad_(False)), torch.tensor([[3, 4, 5]])
+    found = tokens(model, ids, 7, method="occlusion", baseline=BASE, at=1, quantity="logit")
+    whole = hf(ids).logits[0, 1, 7]
+    for slot in range(3):
+        other = ids.clone()
+        other[0, slot] = BASE
+        torch.testing.assert_close(found.scores[0, slot], whole - hf(other).logits[0, 1, 7], rtol=1e-4, atol=1e-5)
+    with pytest.raises(RuleError, match="attention rule cannot act in bert"):
+        tokens(model, ids, 7, baseline=BASE)
 
 
 def test_ids_as_arrays_hold_them(model: inlay.Model) -> None:

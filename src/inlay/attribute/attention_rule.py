@@ -78,10 +78,8 @@ class AttentionRule:
             RuleError: dropout is on, or the function does not take its scores' temperature from its arguments.
         """
         kwargs = self._begin(module, query, kwargs)
-        if not torch.is_grad_enabled():
-            return own(module, query, key, value, mask, **kwargs)
         query, key, value = self._scaled(query, key, value)
-        temperature = self.rules.softmax
+        temperature = self.rules.softmax if torch.is_grad_enabled() else 1
         if temperature == "detached":
             return own(module, query.detach(), key.detach(), value, mask, **kwargs)
         if temperature == 1:
@@ -104,10 +102,8 @@ class AttentionRule:
     ) -> tuple[Tensor, Tensor | None]:
         """The same for eager attention whose pattern is read or edited: the output depends on the pattern returned."""
         kwargs = self._begin(module, query, kwargs)
-        if not torch.is_grad_enabled():
-            return eager(module, query, key, value, mask, **kwargs)
         query, key, value = self._scaled(query, key, value)
-        temperature = self.rules.softmax
+        temperature = self.rules.softmax if torch.is_grad_enabled() else 1
         if temperature == 1:
             return eager(module, query, key, value, mask, **kwargs)
         with torch.no_grad():

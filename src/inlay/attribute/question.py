@@ -5,6 +5,7 @@ Legend: R rows, N reads (all rows' read slots, one after the other), V vocabular
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,11 @@ class Question:
     steps: tuple[tuple[int, int], ...] | None = None
     projection: Projection | None = None
     function: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def owners(self) -> list[int] | None:
+        """The prompt of each row, where several rows are the steps of one."""
+        return None if self.steps is None else [owner for owner, _ in self.steps]
 
 
 def question(
@@ -171,13 +177,13 @@ def clean_logits(model: Model, rows: Sequence[Row], slots: Sequence[Sequence[int
 def read_logits(model: Model, batch: Any, slots: Sequence[Sequence[int]], **kwargs: Any) -> Tensor:
     """One forward of padded rows; the logits behind some slots of each, [N, V] in float32 at least."""
     from inlay.model.model import Output
-    from inlay.model.probe import takes
 
     index = torch.tensor([r for r, some in enumerate(slots) for _ in some])
     slot = torch.tensor([s for some in slots for s in some])
     head = model.base.get_submodule(model.sites().place(Site("logits")).path)
+    named = "logits_to_keep" in inspect.signature(model.base.forward).parameters  # others let it pass, and keep all
     # an Edit of the logits finds its tokens in whole rows
-    if takes(model.base, "logits_to_keep") and not patch.shadowed(head, "forward"):
+    if named and not patch.shadowed(head, "forward"):
         kept, slot = slot.unique(return_inverse=True)
         kwargs["logits_to_keep"] = kept.to(model.device)
     args, kwargs = model.arguments(batch, **kwargs)

@@ -90,8 +90,7 @@ def tokens(
         batch_tokens=batch_tokens,
         chat=chat,
     )
-    owners = None if asks.steps is None else [owner for owner, _ in asks.steps]
-    given = baselines(model, baseline if chosen.baseline is None else "zero", asks.rows, owners)
+    given = baselines(model, baseline if chosen.baseline is None else "zero", asks.rows, asks.owners)
     scored = features(model, asks.rows, within, by)
     every = [Asked(model, asks, one, scored, batch_tokens, seed) for one in given]
     return scores_of(every, chosen)

@@ -171,9 +171,9 @@ class TokenScores:
         """Show the rows, or one, in the terminal: the text on colours, and its `top` largest scores as numbers."""
         from rich import print as show
 
-        from inlay.attribute.pictures.terminal import token_text
+        from inlay.attribute.pictures.terminal import token_terminal
 
-        show(token_text(self, row, top=top))
+        show(token_terminal(self, row, top=top))
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the first rows."""

@@ -14,6 +14,7 @@ from inlay.cli.options import (
     Dtype,
     DtypeOption,
     Edits,
+    PromptsFile,
     Revision,
     Strength,
     edit_of,
@@ -28,12 +29,7 @@ def attribute(
     text: Annotated[
         list[str] | None, typer.Option("--text", metavar="TEXT", help="A prompt. Repeatable.", show_default=False)
     ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            "--prompts", metavar="FILE", help="A .txt or .jsonl file with one prompt a line.", show_default=False
-        ),
-    ] = None,
+    prompts: PromptsFile = None,
     target: Annotated[
         str | None,
         typer.Option(

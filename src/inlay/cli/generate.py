@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +14,7 @@ from inlay.cli.options import (
     DtypeOption,
     Edits,
     Name,
+    PromptsFile,
     Revision,
     Rows,
     Strength,
@@ -31,12 +31,7 @@ def generate(
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", metavar="TEXT", help="A prompt. Repeatable.", show_default=False)
     ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            "--prompts", metavar="FILE", help="A .txt or .jsonl file with one prompt a line.", show_default=False
-        ),
-    ] = None,
+    prompts: PromptsFile = None,
     edit: Edits = None,
     strength: Strength = None,
     rows: Rows = None,

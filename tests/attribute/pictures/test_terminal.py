@@ -12,7 +12,7 @@ from tests.attribute.pictures.scored import NASTY, scored
 
 from inlay.attribute.pictures.colours import LIGHT, STEPS, step
 from inlay.attribute.pictures.panels import number
-from inlay.attribute.pictures.terminal import token_text
+from inlay.attribute.pictures.terminal import token_terminal
 from inlay.attribute.pictures.visible import visible
 from inlay.attribute.token_scores import TokenScores
 
@@ -27,7 +27,7 @@ def _printed(scores: TokenScores | list[TokenScores], width: int = 80, colour: s
         force_terminal=colour is not None,
         no_color=colour is None,  # whatever NO_COLOR is
     )
-    console.print(token_text(scores, **how))  # type: ignore[arg-type]
+    console.print(token_terminal(scores, **how))  # type: ignore[arg-type]
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 

@@ -84,6 +84,6 @@ def _anew(model: Model, again: Mapping[str, Any]) -> tuple[Asked, ...]:
         raise InputError(f"{', '.join(again)} without prompts=: give all that was asked")
     tokens = again.get("batch_tokens", 8192)
     asks = question(model, **{name: again[name] for name in _QUESTION if name in again}, batch_tokens=tokens)
-    given: Sequence[Any] = baselines(model, again.get("baseline", "space"), asks.rows)
+    given: Sequence[Any] = baselines(model, again.get("baseline", "space"), asks.rows, asks.owners)
     scored = features(model, asks.rows, again.get("within", "all"), again.get("by", "token"))
     return tuple(Asked(model, asks, one, scored, tokens) for one in given)

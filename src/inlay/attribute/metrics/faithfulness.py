@@ -85,6 +85,10 @@ def faithfulness(
         mine = torch.stack([example.by_feature(one.scores[row]) for one in named.values()])
         for j, column in enumerate(wanted):
             values[:, j, row] = _measured(example, column, mine)
+    sizes_alone = [i for i, one in enumerate(named.values()) if not one.signed]
+    for j, column in enumerate(wanted):
+        if column.name == "infidelity":
+            values[sizes_alone, j] = torch.nan  # a size foresees no change of the number
     for j, column in enumerate(wanted):
         if column.measure is None:
             for i, (name, one) in enumerate(named.items()):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _BAR = 20
 
 
-def token_text(
+def token_terminal(
     scores: TokenScores | Sequence[TokenScores],
     row: int | Sequence[int] | None = None,
     *,
